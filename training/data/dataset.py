@@ -1,0 +1,224 @@
+"""The prepared data set on disk: written by every `prepare` door and by `simulate`, opened by training and by the checks.
+
+    <folder>/dataset.json            Dataset: name, fields, history rules, similarity range, time windows, report
+    <folder>/catalogue/              every item, raw (service.contract.catalogue)
+    <folder>/train|validation|test/  request files, at most `FILE_REQUESTS` requests each
+
+`PreparedWriter` builds it in a folder of its own beside the target and renames it at the end: a prepared folder is complete
+or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'s.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int8
+
+from service.contract.catalogue import Catalogue
+from service.contract.encoder import HistoryRules
+from service.contract.requests import RequestBatch
+from service.contract.schema import FeatureSchema
+from training.data.errors import DataError
+from training.data.report import RequestReport
+from training.data.request_files import RequestFileWriter, request_files, sync_to_disk, write_requests
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FILE_REQUESTS = 65_536
+DATASET_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a prepared folder is made of.
+
+    `similarity_range`: the similarities where the lowest level begins and the highest ends; None = fit it on the training
+    days. `related_threshold`: similarity from which a behaviour is related; None = the lower edge of the second-highest
+    level. `windows`: first and last `requested_at` of each split, epoch ms. `report`: what the preparation counted.
+    """
+
+    name: str
+    schema: FeatureSchema
+    rules: HistoryRules
+    similarity_range: tuple[float, float] | None = None
+    n_levels: int = 6
+    related_threshold: float | None = None
+    windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items of a data set before they become a Catalogue. `codes` and `has_vector` may be None: no vectors at all."""
+
+    ids: Sequence[str]
+    fields: Mapping[str, Sequence[str | float | None]]
+    codes: Int8[np.ndarray, "M D"] | None = None
+    has_vector: Bool[np.ndarray, " M"] | None = None
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Reads `dataset.json`. Raises DataError when the folder is not a prepared data set of this version."""
+    path = folder / "dataset.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no dataset.json; make one with `daian data prepare` or `daian data simulate`.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); prepare the data again.") from error
+    if saved.get("version") != DATASET_VERSION:
+        raise DataError(f"{path}: version {saved.get('version')}, this program reads {DATASET_VERSION}; prepare the data again.")
+    rules = saved["rules"] | {"types": tuple(saved["rules"]["types"])}
+    similarity_range = saved["similarity_range"]
+    return Dataset(
+        name=saved["name"],
+        schema=FeatureSchema.from_dict(saved["schema"]),
+        rules=HistoryRules(**rules),
+        similarity_range=None if similarity_range is None else (similarity_range[0], similarity_range[1]),
+        n_levels=saved["n_levels"],
+        related_threshold=saved["related_threshold"],
+        windows={split: (window[0], window[1]) for split, window in saved["windows"].items()},
+        report=saved["report"],
+    )
+
+
+def open_catalogue(folder: Path) -> Catalogue:
+    """The catalogue of a prepared folder, mapped from disk."""
+    return Catalogue.open(folder / "catalogue")
+
+
+def split_files(folder: Path, split: Split) -> list[Path]:
+    """The request files of one split. Raises DataError when there are none."""
+    return request_files(folder / split)
+
+
+class PreparedWriter:
+    """Writes a prepared folder.
+
+        with PreparedWriter(out, dataset, items) as writer:
+            writer.write("train", batch, clicks)   # as often as needed, any order of splits
+            writer.note("skipped_rows", 3)         # optional: a line for the report
+
+    On leaving the block the catalogue is stored with the popularity counted on the training days (clicks of each item),
+    `windows` and `report` are filled in, and the folder takes its name. After an error nothing is left.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, items: Items, overwrite: bool = False) -> None:
+        """Raises DataError when `folder` exists and `overwrite` is off, or is not a prepared folder."""
+        self.folder = folder
+        self.dataset = dataset
+        self.items = items
+        self._refuse_foreign_folder(overwrite)
+        self._partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self.catalogue = Catalogue.build(items.ids, items.fields, items.codes, items.has_vector, None)
+        self._clicks = np.zeros(len(items.ids) + 1, dtype=np.int64)
+        self._reports = {split: RequestReport(dataset.schema, self.catalogue, dataset.n_levels) for split in SPLITS}
+        self._files: dict[str, RequestFileWriter] = {}
+        self._n_files = dict.fromkeys(SPLITS, 0)
+        self._notes: dict[str, Any] = {}
+
+    def __enter__(self) -> "PreparedWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def write(self, split: Split, batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> None:
+        """Appends requests to a split."""
+        if batch.n_requests == 0:
+            return
+        self._file(split).write(batch, clicks)
+        self._reports[split].add(batch, clicks)
+        if split == "train":
+            clicked = self.catalogue.rows(batch.candidate[clicks == 1])
+            self._clicks += np.bincount(clicked, minlength=len(self._clicks))
+
+    def note(self, name: str, value: Any) -> None:
+        """Adds a line of its own to the report (a count of skipped rows, a source)."""
+        self._notes[name] = value
+
+    def close(self) -> Dataset:
+        """Completes the folder and gives it its name. Raises DataError when no training request was written."""
+        for file in self._files.values():
+            file.close()
+        reports = {split: report.to_dict() for split, report in self._reports.items() if report.n_requests}
+        if "train" not in reports:
+            self.abandon()
+            raise DataError(f"{self.folder}: no training requests were found; nothing was written.")
+        finished = self._finished(reports)
+        (self._partial / "dataset.json").write_text(json.dumps(to_json(finished), indent=1), encoding="utf-8")
+        sync_to_disk(self._partial / "dataset.json")
+        self._take_name()
+        self.dataset = finished
+        return finished
+
+    def abandon(self) -> None:
+        """Stops and removes what was written."""
+        for file in self._files.values():
+            file.abandon()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _refuse_foreign_folder(self, overwrite: bool) -> None:
+        if not self.folder.exists():
+            return
+        if not overwrite:
+            raise DataError(f"{self.folder} exists already; choose another folder or say --overwrite.")
+        if any(self.folder.iterdir()) and not (self.folder / "dataset.json").is_file():
+            raise DataError(f"{self.folder} is not a prepared data set; it will not be overwritten.")
+
+    def _file(self, split: Split) -> RequestFileWriter:
+        file = self._files.get(split)
+        if file is not None and file.n_requests >= FILE_REQUESTS:
+            file.close()
+            file = None
+        if file is None:
+            path = self._partial / split / f"{self._n_files[split]:05d}.parquet"
+            self._n_files[split] += 1
+            file = self._files[split] = write_requests(path, self.dataset.schema)
+        return file
+
+    def _finished(self, reports: dict[str, dict[str, Any]]) -> Dataset:
+        popularity = self._clicks[1:].astype(np.float32)
+        items = self.items
+        Catalogue.build(items.ids, items.fields, items.codes, items.has_vector, popularity).save(self._partial / "catalogue")
+        return Dataset(
+            name=self.dataset.name,
+            schema=self.dataset.schema,
+            rules=self.dataset.rules,
+            similarity_range=self.dataset.similarity_range,
+            n_levels=self.dataset.n_levels,
+            related_threshold=self.dataset.related_threshold,
+            windows={split: self._reports[split].window for split in SPLITS if split in reports},
+            report={"items": len(items.ids), **reports, **self._notes},
+        )
+
+    def _take_name(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self._partial.rename(self.folder)
+        sync_to_disk(self.folder.parent)
+
+
+def to_json(dataset: Dataset) -> dict[str, Any]:
+    """The content of dataset.json."""
+    return {
+        "version": DATASET_VERSION,
+        "name": dataset.name,
+        "schema": dataset.schema.to_dict(),
+        "rules": asdict(dataset.rules),
+        "similarity_range": dataset.similarity_range,
+        "n_levels": dataset.n_levels,
+        "related_threshold": dataset.related_threshold,
+        "windows": dataset.windows,
+        "report": dataset.report,
+    }
