@@ -1,0 +1,29 @@
+"""The registry of ranking models: one plain dict, one line per model."""
+
+from typing import Any
+
+from torch import nn
+
+from service.contract.encoder import EncoderSizes
+from training.models import daian, din
+from training.models.spec import ModelSpec
+
+MODELS: dict[str, ModelSpec] = {
+    "din": din.SPEC,
+    "daian": daian.SPEC,
+}
+
+
+def spec_of(config: Any) -> ModelSpec:
+    """The registry line whose config class this config is. Raises ValueError for a stranger."""
+    for spec in MODELS.values():
+        if type(config) is spec.config:
+            return spec
+    known = ", ".join(spec.config.__name__ for spec in MODELS.values())
+    raise ValueError(f"no model is built from a {type(config).__name__}; known configs: {known}. Add a line to MODELS.")
+
+
+def build_model(config: Any, sizes: EncoderSizes) -> nn.Module:
+    """A freshly initialised model. Draws from torch's global generator: seed it first."""
+    model: nn.Module = spec_of(config).build(config, sizes)
+    return model

@@ -1,0 +1,172 @@
+"""Attention over behaviours in the one form that is right everywhere, empty sequences and the exported graph included.
+
+Scores of padding become -1e4, and weights are multiplied by the mask after the softmax: an empty sequence gives exactly 0. With
+-inf it gives NaN, and torch's fused attention with a boolean mask exports to a graph that answers with the mean of the padding.
+
+Keys and values belong to the request and are made once; candidates bring queries only. N queries over [R L D] are one batched
+product in the padded layout of `layers.ragged`, never a gather of [N L D].
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from training.layers.ragged import CandidateRows
+
+MASKED_SCORE = -1e4
+
+
+def masked_softmax(scores: Float[Tensor, "*B L"], mask: Bool[Tensor, "*#B L"]) -> Float[Tensor, "*B L"]:
+    """Softmax over what is there; all zeros where nothing is."""
+    weights = torch.softmax(torch.where(mask, scores, MASKED_SCORE), dim=-1)
+    return weights * mask.to(weights.dtype)
+
+
+def masked_mean(x: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]) -> Float[Tensor, "R D"]:
+    """Mean over what is there; 0 where nothing is."""
+    weights = mask.to(x.dtype)
+    return (x * weights.unsqueeze(-1)).sum(1) / weights.sum(1, keepdim=True).clamp_min(1.0)
+
+
+class DinAttention(nn.Module):
+    """DIN's pooling (Zhou et al., KDD 2018): behaviours weighted by their fit to the query, softmax and 1/√d as in their code.
+
+    "mlp" is the paper's unit on [q, k, q-k, q⊙k]. Its first layer is linear, so q-k adds nothing that q and k do not carry: it
+    is a term of q, a term of k (each made once) and the product term, the only one made per pair. "dot" is (W q)·k.
+    """
+
+    def __init__(
+        self, query_width: int, key_width: int, flavour: Literal["mlp", "dot"], hidden: Sequence[int] = (80, 40)
+    ) -> None:
+        super().__init__()
+        self.flavour = flavour
+        self.scale = key_width**-0.5
+        self.query = nn.Linear(query_width, key_width, bias=flavour == "mlp")
+        self.out_width = key_width
+        if flavour == "mlp":
+            first, *rest = hidden
+            whole = nn.Linear(3 * key_width, first)
+            self.query_term = nn.Linear(key_width, first)
+            self.key_term = nn.Linear(key_width, first, bias=False)
+            self.product_term = nn.Parameter(whole.weight[:, 2 * key_width :].detach().clone())
+            with torch.no_grad():
+                self.query_term.weight.copy_(whole.weight[:, :key_width])
+                self.query_term.bias.copy_(whole.bias)
+                self.key_term.weight.copy_(whole.weight[:, key_width : 2 * key_width])
+            self.rest = _stack(first, rest)
+
+    def key_part(self, keys: Float[Tensor, "R L D"]) -> Float[Tensor, "R L E"]:
+        """What is made once per request: the unit's term of the keys (the keys themselves for "dot")."""
+        return self.key_term(keys) if self.flavour == "mlp" else keys
+
+    def forward(
+        self,
+        queries: Float[Tensor, "R C Q"],
+        keys: Float[Tensor, "R L D"],
+        key_part: Float[Tensor, "R L E"],
+        mask: Bool[Tensor, "R L"],
+    ) -> Float[Tensor, "R C D"]:
+        """C queries per request over its L behaviours."""
+        mapped = self.query(queries)
+        scores = self._unit(mapped, keys, key_part) if self.flavour == "mlp" else mapped @ keys.transpose(1, 2)
+        weights = masked_softmax(scores * self.scale, mask.unsqueeze(1))
+        return weights @ keys
+
+    def _unit(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+        n_requests, n_behaviours, width = keys.shape
+        n_hidden = self.product_term.shape[0]
+        pair_weights = keys.unsqueeze(2) * self.product_term  # [R L 1 D] * [E D]: one GEMM makes the products of all pairs
+        products = q @ pair_weights.reshape(n_requests, n_behaviours * n_hidden, width).transpose(1, 2)
+        hidden = products.reshape(n_requests, -1, n_behaviours, n_hidden)
+        hidden = torch.relu(hidden + self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1))
+        scores: Tensor = self.rest(hidden).squeeze(-1)
+        return scores
+
+
+def _stack(width: int, hidden: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    # No bias: the same number added to every score of a softmax changes nothing and could never learn.
+    return nn.Sequential(*layers, nn.Linear(width, 1, bias=False))
+
+
+class TargetAttention(nn.Module):
+    """Multi-head attention of queries over a request's behaviours (DAIAN eq. 7-8).
+
+    head_i = softmax((q W_i^Q)(K W_i^K)^T / √d_h)(V W_i^V), out = (head_1 ⊕ … ⊕ head_h) W^O. The projection W^O has no bias:
+    an empty sequence gives exactly 0.
+    """
+
+    def __init__(self, query_width: int, key_width: int, width: int, n_heads: int) -> None:
+        super().__init__()
+        if width % n_heads:
+            raise ValueError(f"attention width {width} does not divide into {n_heads} heads; choose a multiple")
+        self.n_heads = n_heads
+        self.head_width = width // n_heads
+        self.query = nn.Linear(query_width, width, bias=False)
+        self.key = nn.Linear(key_width, width, bias=False)
+        self.value = nn.Linear(key_width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def keys_values(
+        self, x: Float[Tensor, "R L D"]
+    ) -> tuple[Float[Tensor, "R H E L"], Float[Tensor, "R H L E"]]:
+        """Keys and values by head, laid out for the two products; made once per request."""
+        n_requests, n_behaviours, _ = x.shape
+        shape = (n_requests, n_behaviours, self.n_heads, self.head_width)
+        return self.key(x).reshape(shape).permute(0, 2, 3, 1), self.value(x).reshape(shape).permute(0, 2, 1, 3)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "R C Q"],
+        keys: Float[Tensor, "R H E L"],
+        values: Float[Tensor, "R H L E"],
+        mask: Bool[Tensor, "R L"],
+    ) -> Float[Tensor, "R C W"]:
+        """C queries per request; 0 where the request has no behaviours."""
+        n_requests, n_queries, _ = queries.shape
+        q = self.query(queries) * self.head_width**-0.5
+        q = q.reshape(n_requests, n_queries, self.n_heads, self.head_width).transpose(1, 2)
+        weights = masked_softmax(q @ keys, mask[:, None, None, :])
+        heads = (weights @ values).transpose(1, 2).reshape(n_requests, n_queries, self.n_heads * self.head_width)
+        out: Tensor = self.out(heads)
+        return out
+
+    def one_per_request(
+        self, query: Float[Tensor, "R Q"], x: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]
+    ) -> Float[Tensor, "R W"]:
+        """A single query per request, such as the trigger."""
+        return self(query.unsqueeze(1), *self.keys_values(x), mask).squeeze(1)
+
+
+class SelfAttention(nn.Module):
+    """One masked self-attention layer (DAIAN eq. 9): linear to the width, multi-head attention, residual, LayerNorm, mask."""
+
+    def __init__(self, key_width: int, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.inward = nn.Linear(key_width, width)
+        self.attention = TargetAttention(width, width, width, n_heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]) -> Float[Tensor, "R L W"]:
+        """Zero where there is no behaviour."""
+        inward = self.inward(x)
+        attended = self.attention(inward, *self.attention.keys_values(inward), mask)
+        return self.norm(inward + attended) * mask.unsqueeze(-1).to(inward.dtype)
+
+
+def candidates_attend(
+    attention: TargetAttention,
+    rows: CandidateRows,
+    queries: Float[Tensor, "N Q"],
+    keys: Float[Tensor, "R H E L"],
+    values: Float[Tensor, "R H L E"],
+    mask: Bool[Tensor, "R L"],
+) -> Float[Tensor, "N W"]:
+    """Every candidate attends to the behaviours of its own request."""
+    return rows.unpad(attention(rows.pad(queries), keys, values, mask))
