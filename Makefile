@@ -1,0 +1,85 @@
+# Every target sets up what it needs. On a fresh machine with Python 3.11, `make demo` or `make test` is the first command.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup check check-format check-lint check-types check-imports test e2e e2e-compose demo train export \
+        serve load bench ci python-venv-package
+
+# The build of torch (CPU, CUDA, a mirror) is yours to choose: `make setup TORCH='torch==2.14.1'`. pip's own settings
+# (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) say where it comes from.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTHONS ?= python3 python3.13 python3.12 python3.11
+# DATA: a folder in the place of the small simulated world (demo). ARGS: passed on to the command of the target.
+DATA ?=
+ARGS ?=
+# The small world, the run and the bundle that train, export, serve and load share.
+WORLD ?= artifacts/data/demo
+RUN ?= artifacts/runs/demo
+RECIPE ?= daian_demo
+BUNDLES ?= artifacts/bundles
+
+# One stamp for each (torch, dependencies): a second run is instant, a changed pyproject.toml installs again,
+# changed tool settings below the first [tool] table do not.
+READY := $(VENV)/.ready-$(shell (echo '$(TORCH)'; sed '/^\[tool/,$$d' pyproject.toml) | cksum | cut -d' ' -f1)
+BIN := $(VENV)/bin
+
+help:  ## this list
+	@echo "daian: ranks the page below a clicked item. Each target installs what it needs first."
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
+
+setup: $(READY)  ## the virtual environment .venv with everything (TORCH='torch==2.14.1' chooses another torch)
+
+$(READY): | $(BIN)/pip
+	@echo "Installing daian and its dependencies into $(VENV) ($(TORCH)); the first time takes a few minutes."
+	@rm -f $(VENV)/.ready-*
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" --editable ".[dev]"
+	@touch $@
+
+# Debian keeps Python's venv in a package of its own.
+$(BIN)/pip:
+	@python=; for name in $(PYTHONS); do \
+	   if $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; done; \
+	 if [ -z "$$python" ] || ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	   $(MAKE) --no-print-directory python-venv-package && python=$${python:-python3} || exit 3; fi; \
+	 $$python -m venv --clear $(VENV)
+
+python-venv-package:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   echo "Python 3.11 with venv is missing here; installing Debian's packages python3 and python3-venv (apt-get)."; \
+	   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null; \
+	 else \
+	   echo "Python 3.11 with venv is missing here. Please run this once, then the same make again:"; \
+	   echo "  sudo apt-get install -y python3 python3-venv"; exit 3; fi
+
+check: $(READY)  ## format, lint, types, import rules (under a minute)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-format check-lint check-types check-imports
+
+check-format: $(READY)
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; echo "run: $(BIN)/ruff format ."; exit 1; }
+
+check-lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+
+check-types: $(READY)
+	@$(BIN)/mypy
+
+check-imports: $(READY)
+	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+
+test: $(READY)  ## every test, end to end included (ARGS='-k history' to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+e2e: $(READY)  ## the end-to-end tests alone: real store, real server, real processes
+	@$(BIN)/python -m pytest -m e2e $(ARGS)
+
+e2e-compose: $(READY)  ## docker-compose up to a ranked answer, Redis killed and back, and down again (needs Docker)
+	@$(BIN)/python deploy/compose_check.py $(ARGS)
+
+demo: $(READY)  ## train a DAIAN on a small world, export, serve, rank, explain (DATA=folder for your own)
+	@$(BIN)/daian demo $(if $(DATA),--data $(DATA)) $(ARGS)
+
+ci: check test  ## what CI runs: check, test and a short demo
+	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"

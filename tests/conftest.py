@@ -1,0 +1,29 @@
+"""What every test runs under: shapes and types in our signatures are checked wherever a tensor or array is handed over.
+
+pytest reads this first, before any module of ours is imported; the hook below must see each of them loaded.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+
+PACKAGES = ("service", "training", "models_export")
+
+_loaded = sorted(name for name in sys.modules if name.partition(".")[0] in PACKAGES)
+if _loaded:
+    raise RuntimeError(f"imported before the shape checks were on: {', '.join(_loaded)}; no pytest plugin may do that")
+jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Turns the shape checks off for one test.
+
+    For tests that trace a model: torch.export compares every size that a check compares, which would fix the
+    number of requests and candidates in the graph.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
