@@ -11,7 +11,7 @@ import xxhash
 from jaxtyping import Bool, Float32, Int8, Int64
 
 from service.contract.requests import RequestBatch
-from service.contract.similarity import SimilarityScale
+from service.contract.rules import SimilarityScale
 
 
 class Labels(NamedTuple):

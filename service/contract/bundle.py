@@ -1,0 +1,222 @@
+"""Bundle: the immutable directory that is deployed. Written by models_export, read by the service.
+
+    <root>/current                       {"name", "version", "manifest_sha256"}
+    <root>/<name>/<version>/manifest.json and the files that it lists with their SHA-256
+
+Nothing is parsed before its hash has been compared: read_bundle checks every file, Bundle.read returns the very bytes
+that were hashed. Links, files outside the manifest and other contract versions are refused.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.contract.catalogue import Catalogue
+from service.contract.encoder import CONTRACT_VERSION, Encoder
+from service.contract.errors import BundleError, SchemaError
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One verified bundle. `manifest` is plain JSON: see docs/bundle.md."""
+
+    path: Path
+    manifest: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def version(self) -> str:
+        """The version, which is the folder's name."""
+        return str(self.manifest["version"])
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """SHA-256 by relative path."""
+        files = self.manifest["files"]
+        assert isinstance(files, dict)
+        return files
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, hashed as they are returned. Raises BundleError when they differ from the manifest."""
+        content = _content(self.path / name)
+        _compare(self.path / name, hashlib.sha256(content).hexdigest(), self.files.get(name))
+        return content
+
+    def open_encoder(self) -> Encoder:
+        """The encoder, bound to the bundle's catalogue. Raises BundleError when it is not the manifest's."""
+        try:
+            encoder = Encoder.open(self.path / "encoder", Catalogue.open(self.path / "catalogue"))
+        except SchemaError as error:
+            raise BundleError(f"{self.path}: {error}") from error
+        if encoder.fingerprint != self.manifest["fingerprint"]:
+            raise BundleError(
+                f"{self.path}: the encoder's fingerprint is {encoder.fingerprint[:12]}, the graphs were made for "
+                f"{str(self.manifest['fingerprint'])[:12]}: export again"
+            )
+        return encoder
+
+
+def write_bundle(
+    root: Path, name: str, version: str, manifest: Mapping[str, object], fill: Callable[[Path], None]
+) -> Bundle:
+    """Publishes a bundle: files, fsync, manifest last, rename. Nothing is visible under its name before it is whole.
+
+    `fill` writes the files into the folder it is given. The manifest gets name, version, contract_version, schema
+    and the hashes added. The pointer `current` is not moved. Raises BundleError when the version exists.
+    """
+    for part in (name, version):
+        if not _NAME.fullmatch(part):
+            raise BundleError(f"bundle name or version {part!r}: use letters, digits, '.', '_' and '-'")
+    target = root / name / version
+    if target.exists():
+        raise BundleError(f"{target} exists and bundles are immutable: choose another version")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{version}.", dir=target.parent))
+    try:
+        fill(work)
+        head = {
+            "manifest_schema": MANIFEST_SCHEMA,
+            "contract_version": CONTRACT_VERSION,
+            "name": name,
+            "version": version,
+        }
+        hashes = {path.relative_to(work).as_posix(): _hash(path) for path in _files(work)}
+        _write_synced(work / MANIFEST, json.dumps({**head, **manifest, "files": hashes}, indent=2).encode())
+        for path in [*_files(work), *_folders(work), work]:
+            _sync(path)
+        # mkdtemp keeps strangers out, but the service runs as another user and must be able to read
+        for path in [*_folders(work), work]:
+            path.chmod(0o755)
+        work.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return read_bundle(target)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Opens and verifies a bundle. Raises BundleError naming the file and the reason."""
+    manifest = _parse(path / MANIFEST, _content(path / MANIFEST))
+    _check_versions(path, manifest)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise BundleError(f"{path / MANIFEST} lists no files: it was not written by write_bundle")
+    found = {file.relative_to(path).as_posix() for file in _files(path)} - {MANIFEST}
+    for name in sorted(found ^ set(files)):
+        problem = "is not in the manifest" if name in found else "is missing"
+        raise BundleError(f"{path / name} {problem}: copy the bundle again, whole")
+    for name, expected in files.items():
+        _compare(path / name, _hash(path / name), expected)
+    return Bundle(path, manifest)
+
+
+def point_to(root: Path, bundle: Bundle) -> None:
+    """Makes a bundle the current one: temp file, fsync, rename."""
+    pointer = {
+        "name": bundle.name,
+        "version": bundle.version,
+        "manifest_sha256": _hash(bundle.path / MANIFEST),
+    }
+    work = root / f".current.{os.getpid()}"
+    _write_synced(work, json.dumps(pointer).encode())
+    work.rename(root / "current")
+    _sync(root)
+
+
+def current_path(root: Path) -> Path:
+    """The folder that `current` points to. Raises BundleError when there is none or its manifest is another one."""
+    pointer = _parse(root / "current", _content(root / "current"))
+    parts = [str(pointer.get(key, "")) for key in ("name", "version")]
+    if not all(_NAME.fullmatch(part) for part in parts):
+        raise BundleError(f"{root / 'current'} names {parts}: promote a bundle again")
+    path = root.joinpath(*parts)
+    _compare(path / MANIFEST, hashlib.sha256(_content(path / MANIFEST)).hexdigest(), pointer.get("manifest_sha256"))
+    return path
+
+
+def list_bundles(root: Path) -> list[Path]:
+    """All bundle folders under a root, oldest version name first. They are not verified."""
+    return sorted(path.parent for path in root.glob(f"*/*/{MANIFEST}") if not path.parent.name.startswith("."))
+
+
+def _check_versions(path: Path, manifest: Mapping[str, object]) -> None:
+    for key, supported in (("manifest_schema", MANIFEST_SCHEMA), ("contract_version", CONTRACT_VERSION)):
+        if manifest.get(key) != supported:
+            raise BundleError(f"{path}: {key} is {manifest.get(key)!r}, this version reads {supported}: export again")
+    for key in ("name", "version", "fingerprint"):
+        if not isinstance(manifest.get(key), str):
+            raise BundleError(f"{path / MANIFEST} has no {key}: it was not written by write_bundle")
+
+
+def _content(path: Path) -> bytes:
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link: bundles hold files only")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
+
+
+def _parse(path: Path, content: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON ({error}): export or copy the bundle again") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} holds {type(value).__name__}, not an object: export the bundle again")
+    return value
+
+
+def _compare(path: Path, found: str, expected: object) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{path}: SHA-256 is {found[:12]}, expected {str(expected)[:12]}: the file was altered or cut"
+        )
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Regular files below a folder. Raises BundleError for a link."""
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link: bundles hold files only")
+    return [path for path in paths if not path.is_dir()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_dir()]
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
