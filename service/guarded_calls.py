@@ -1,0 +1,149 @@
+"""Calls to the behaviour store over one pool of connections: counted, within a budget, behind a breaker.
+
+A call that is given up is not cancelled. It runs on until its reply lands or its time-out ends it: cancelling would
+throw its connection away, and opening the next one takes longer than the reply would have, which makes a slow server
+slower. Used by `user_store.py`, once for reads and once for writes. Never retries, never says what was asked for.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.breaker import Attempt, Breaker
+from service.redis_client import failure_kind
+
+Replies = list[object]
+
+# Turns of the event loop after the budget in which a reply that has already arrived may still be read: a loop that was
+# busy elsewhere for longer than the budget is not the store's fault.
+GRACE_TURNS = 3
+
+_log = logging.getLogger("daian.store")
+
+
+class NoAnswerError(Exception):
+    """The store did not answer (in time). `kind`: `open`, `late`, or a word of `redis_client.failure_kind`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class StoreObserver(Protocol):
+    """Who wants to count what the store goes through. `operation` is `read` or `write`; no call may fail or block."""
+
+    def answered(self, operation: str, seconds: float) -> None: ...
+    def failed(self, operation: str, kind: str) -> None: ...
+    def late(self, operation: str) -> None: ...
+    def corrupt(self, what: str, n: int) -> None: ...
+    def breaker(self, operation: str, is_open: bool) -> None: ...
+
+
+@dataclass
+class StoreCounts:
+    """The observer that counts in memory, by (event, operation or what, kind)."""
+
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+
+    def answered(self, operation: str, seconds: float) -> None:  # noqa: ARG002  (the port has it)
+        self.counts["answered", operation] += 1
+
+    def failed(self, operation: str, kind: str) -> None:
+        self.counts["failed", operation, kind] += 1
+
+    def late(self, operation: str) -> None:
+        self.counts["late", operation] += 1
+
+    def corrupt(self, what: str, n: int) -> None:
+        self.counts["corrupt", what] += n
+
+    def breaker(self, operation: str, is_open: bool) -> None:
+        self.counts["breaker", operation, "open" if is_open else "closed"] += 1
+
+
+class GuardedCalls:
+    """The calls over one pool.
+
+    Args:
+        operation: `read` or `write`, for counts and log lines.
+        max_failures: failures in a row that open the breaker.
+        open_s: how long it then refuses.
+        budget_s: how long `run` waits for a reply; None = as long as the connection's own time-outs let it.
+        observer: told of every outcome.
+    """
+
+    def __init__(
+        self, operation: str, max_failures: int, open_s: float, budget_s: float | None, observer: StoreObserver
+    ) -> None:
+        self.breaker = Breaker(max_failures, open_s, time.monotonic, self._tell)
+        self._operation = operation
+        self._budget_s = budget_s
+        self._observer = observer
+        self._under_way: set[asyncio.Task[Replies]] = set()
+
+    async def run(self, work: Callable[[], Coroutine[object, object, Replies]]) -> Replies:
+        """What `work` returns.
+
+        Raises:
+            NoAnswerError: the breaker is open, the budget is over, or the store failed.
+        """
+        attempt = self.breaker.admit()
+        if attempt is None:
+            raise NoAnswerError("open")
+        task = asyncio.create_task(work())
+        self._under_way.add(task)
+        if not await self._settled(task, attempt):
+            self._fail(attempt, "late")
+            raise NoAnswerError("late")
+        try:
+            return task.result()
+        except Exception as error:  # Whatever a client makes of a broken reply, it costs the history, not the request.
+            raise NoAnswerError(failure_kind(error)) from error
+
+    async def drain(self) -> None:
+        """Returns when every call under way has ended, which the connections' time-outs see to."""
+        if self._under_way:
+            await asyncio.wait(set(self._under_way))
+
+    async def _settled(self, task: asyncio.Task[Replies], attempt: Attempt) -> bool:
+        """Whether the task ended within the budget. Its outcome counts even if the caller is cancelled meanwhile."""
+        started, in_time = time.perf_counter(), True
+
+        def settle(ended: asyncio.Task[Replies]) -> None:
+            self._under_way.discard(ended)
+            error = None if ended.cancelled() else ended.exception()
+            if not in_time:
+                self._observer.late(self._operation)
+            elif ended.cancelled() or error is not None:
+                self._fail(attempt, failure_kind(error) if error else "cancelled")
+            else:
+                self._observer.answered(self._operation, time.perf_counter() - started)
+                self.breaker.succeeded(attempt)
+
+        task.add_done_callback(settle)
+        await asyncio.wait({task}, timeout=self._budget_s)
+        for _ in range(GRACE_TURNS):
+            if task.done():
+                break
+            await asyncio.sleep(0)
+        in_time = task.done()
+        return in_time
+
+    def _fail(self, attempt: Attempt, kind: str) -> None:
+        self._observer.failed(self._operation, kind)
+        # One key of the wrong type says nothing about the server.
+        if kind == "wrong_type":
+            self.breaker.succeeded(attempt)
+        else:
+            self.breaker.failed(attempt, kind)
+
+    def _tell(self, is_open: bool, kind: str) -> None:
+        self._observer.breaker(self._operation, is_open)
+        if is_open:
+            _log.warning("store %ss: no answer (%s), doing without", self._operation, kind)
+        else:
+            _log.warning("store %ss: answering again", self._operation)

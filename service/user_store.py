@@ -1,0 +1,296 @@
+"""What is known about users: their recent behaviours and their profile.
+
+What lives here: the port `UserStore` and its two forms, one in Redis (or Valkey) and one in memory for tests and
+stateless runs. `fetch` always answers: what could not be read is missing, and named in `degraded`. `append` and
+`put_profile` return only after the data is stored and visible to the next `fetch`, and raise otherwise.
+Called by the ranker (reads) and the events route (writes). Only narrows histories (window, newest `keep`); the rules
+that cut them for a model live in `service.contract`. Never retries, never logs an id, never connects before use.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import redis.asyncio
+import redis.client
+
+from service.behaviour_codec import (
+    BehaviourEvent,
+    CorruptBytesError,
+    StoredBehaviour,
+    decode_members,
+    decode_profile,
+    encode_member,
+    encode_profile,
+    time_to_live_s,
+    user_key,
+)
+from service.errors import StoreFull, StoreUnavailable
+from service.guarded_calls import GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
+from service.redis_client import StoreSettings, async_client, failure_kind
+
+__all__ = [
+    "AppendResult",
+    "BehaviourEvent",
+    "MemoryUserStore",
+    "RedisUserStore",
+    "StoreCounts",
+    "StoreObserver",
+    "StoreSettings",
+    "StoredBehaviour",
+    "StoredUser",
+    "UserStore",
+]
+
+DAY_MS = 86_400_000
+PROFILE_TTL_S = 90 * 86_400
+# A call's users are written so many at a time: well below the pool, so that no write waits for a connection.
+WRITE_LANES = 8
+
+Scored = Sequence[tuple[bytes, int]]
+Pipeline = redis.asyncio.client.Pipeline
+
+
+@dataclass(frozen=True)
+class StoredUser:
+    """What the store knows of a user. Behaviours in time order, oldest first; `degraded` names what is missing."""
+
+    attributes: dict[str, object] = field(default_factory=dict)
+    behaviours: tuple[StoredBehaviour, ...] = ()
+    degraded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AppendResult:
+    """`accepted` behaviours are new, `duplicates` were there already; together, all that were sent."""
+
+    accepted: int
+    duplicates: int
+
+
+class UserStore(Protocol):
+    """Where users' behaviours and profiles are kept. All times are epoch milliseconds."""
+
+    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
+        """The user as of `requested_at`: behaviours strictly before it, within the window, the newest `keep`.
+
+        An unknown user is an empty `StoredUser`, and not degraded. Never raises for a store that is away.
+        """
+        ...
+
+    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
+        """Stores behaviours; the same event sent again changes nothing.
+
+        Raises:
+            StoreUnavailable, StoreFull: some were not stored; send the whole call again.
+            ValueError: an event that `event_rules.judge_event` would have rejected, or an id that cannot be one.
+        """
+        ...
+
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
+        """Replaces the user's profile. Raises as `append` does."""
+        ...
+
+    async def close(self) -> None:
+        """Waits for replies still under way, then lets go of all connections."""
+        ...
+
+
+class MemoryUserStore:
+    """Users in this process, gone with it. Keeps the very members that Redis would, in the same order."""
+
+    def __init__(self, window_days: int = 14, keep: int = 58, clock: Callable[[], int] | None = None) -> None:
+        self._window_ms = window_days * DAY_MS
+        self._keep = keep
+        self._clock = clock or wall_clock_ms
+        self._members: dict[str, dict[bytes, int]] = {}
+        self._profiles: dict[str, bytes] = {}
+
+    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
+        key, since = user_key("main", user_id, ""), requested_at - self._window_ms
+        members = self._members.get(key, {})
+        within = sorted((at, member) for member, at in members.items() if since < at < requested_at)
+        behaviours, _ = decode_members(user_id, [member for _, member in within[-self._keep :]])
+        profile = self._profiles.get(key)
+        return StoredUser(decode_profile(user_id, profile) if profile else {}, tuple(behaviours))
+
+    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
+        n_new = sum(self._add(user_id, scored) for user_id, scored in members_by_user(events).items())
+        return AppendResult(n_new, len(events) - n_new)
+
+    def _add(self, user_id: str, scored: Scored) -> int:
+        members = self._members.setdefault(user_key("main", user_id, ""), {})
+        n_before = len(members)
+        for member, at in scored:
+            members[member] = max(at, members.get(member, at))
+        n_new, since = len(members) - n_before, self._clock() - self._window_ms
+        kept = sorted((at, member) for member, at in members.items() if at > since)[-self._keep :]
+        members.clear()
+        members.update((member, at) for at, member in kept)
+        return n_new
+
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
+        self._profiles[user_key("main", user_id, "")] = encode_profile(user_id, attributes)
+
+    async def close(self) -> None:
+        self._members.clear()
+        self._profiles.clear()
+
+
+class RedisUserStore:
+    """Users in Redis or Valkey, shared by all processes. Connects at first use; a dead server delays nobody for long.
+
+    Args:
+        settings: address and limits.
+        observer: told of answers, failures, late replies, corrupt values and breakers.
+        clock: epoch milliseconds, for trimming on write only.
+        reads, writes: ready-made clients in place of those made from `settings`, one pool each.
+    """
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        observer: StoreObserver | None = None,
+        clock: Callable[[], int] | None = None,
+        reads: "redis.asyncio.Redis | None" = None,
+        writes: "redis.asyncio.Redis | None" = None,
+    ) -> None:
+        self.settings = settings
+        self.observer = observer or StoreCounts()
+        self.reads = reads or async_client(settings.url, settings)
+        self.writes = writes or async_client(settings.events_url or settings.url, settings)
+        self._clock = clock or wall_clock_ms
+        open_s = settings.breaker_open_ms / 1000
+        budget_s = settings.read_budget_ms / 1000
+        self._read_calls = GuardedCalls("read", settings.breaker_failures, open_s, budget_s, self.observer)
+        self._write_calls = GuardedCalls("write", settings.breaker_failures, open_s, None, self.observer)
+
+    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
+        keys = [user_key(self.settings.tenant, user_id, suffix) for suffix in "bpx"]
+        try:
+            replies = await self._read_calls.run(lambda: self._read(keys, requested_at))
+        except NoAnswerError:
+            return StoredUser(degraded=("behaviours",))
+        return self._decoded(user_id, replies)
+
+    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
+        batches = list(members_by_user(events).items())
+        # The first alone: if the store is away, or is just being probed, one transaction finds out for all.
+        n_new = await self._add(*batches[0]) if batches else 0
+        lanes = asyncio.Semaphore(WRITE_LANES)
+
+        async def in_a_lane(user_id: str, scored: Scored) -> int:
+            async with lanes:
+                return await self._add(user_id, scored)
+
+        outcomes = await asyncio.gather(*(in_a_lane(*batch) for batch in batches[1:]), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            n_new += outcome
+        return AppendResult(n_new, len(events) - n_new)
+
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
+        key, value = user_key(self.settings.tenant, user_id, "p"), encode_profile(user_id, attributes)
+        await self._write(lambda pipe: pipe.execute_command("SET", key, value, "EX", PROFILE_TTL_S))
+
+    async def close(self) -> None:
+        await self._read_calls.drain()
+        await self._write_calls.drain()
+        await self.reads.aclose()
+        await self.writes.aclose()
+
+    async def _read(self, keys: Sequence[str], requested_at: int) -> Replies:
+        """One round trip: the members of the window, newest first; the profile; the time of erasure."""
+        newest, oldest = f"({requested_at}", f"({requested_at - self.settings.window_days * DAY_MS}"
+        async with self.reads.pipeline(transaction=False) as pipe:
+            pipe.execute_command("ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep)
+            pipe.execute_command("GET", keys[1])
+            pipe.execute_command("GET", keys[2])
+            return _unless_refused(await pipe.execute(raise_on_error=False))
+
+    async def _add(self, user_id: str, scored: Scored) -> int:
+        """How many of the members are new, after one transaction."""
+        replies = await self._write(lambda pipe: queue_behaviours(pipe, self.settings, user_id, scored, self._clock()))
+        return replies[0] if isinstance(replies[0], int) else 0
+
+    async def _write(self, queue: Callable[[Pipeline], object]) -> Replies:
+        try:
+            return await self._write_calls.run(lambda: self._transaction(queue))
+        except NoAnswerError as error:
+            if error.kind == "full":
+                raise StoreFull("the behaviour store's memory is full: repeat the call later") from error
+            raise StoreUnavailable("the behaviour store is away: repeat the call as it is") from error
+
+    async def _transaction(self, queue: Callable[[Pipeline], object]) -> Replies:
+        async with self.writes.pipeline(transaction=True) as pipe:
+            queue(pipe)
+            replies: Replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def _decoded(self, user_id: str, replies: Replies) -> StoredUser:
+        """What can be trusted of a reply; the rest is counted, and named once."""
+        members, profile, erased = replies
+        behaviours, n_corrupt = decode_members(user_id, reversed(members)) if isinstance(members, list) else ([], 1)
+        attributes, is_profile_corrupt = _profile(user_id, profile)
+        erased_at, is_erased_corrupt = _erased_at(erased)
+        corrupt = {"member": n_corrupt, "profile": int(is_profile_corrupt), "erased_at": int(is_erased_corrupt)}
+        for what, n in corrupt.items():
+            if n:
+                self.observer.corrupt(what, n)
+        # If nobody can say what was erased, nothing may be read.
+        kept = () if is_erased_corrupt else tuple(one for one in behaviours if one.at > erased_at)
+        return StoredUser(attributes, kept, ("behaviours_corrupt",) if any(corrupt.values()) else ())
+
+
+def members_by_user(events: Iterable[BehaviourEvent]) -> dict[str, list[tuple[bytes, int]]]:
+    """Members and their scores (epoch milliseconds), by user. Raises ValueError for what cannot be a behaviour."""
+    by_user: dict[str, list[tuple[bytes, int]]] = {}
+    for event in events:
+        by_user.setdefault(event.user, []).append((encode_member(event), event.at))
+    return by_user
+
+
+def queue_behaviours(
+    pipe: "Pipeline | redis.client.Pipeline", settings: StoreSettings, user_id: str, scored: Scored, now: int
+) -> None:
+    """Queues the commands that add one user's members: add, drop what left the window, keep the newest, set the end."""
+    key = user_key(settings.tenant, user_id, "b")
+    flat = [part for member, at in scored for part in (at, member)]
+    pipe.execute_command("ZADD", key, "GT", *flat)
+    pipe.execute_command("ZREMRANGEBYSCORE", key, "-inf", now - settings.window_days * DAY_MS)
+    pipe.execute_command("ZREMRANGEBYRANK", key, 0, -(settings.keep + 1))
+    pipe.execute_command("EXPIRE", key, time_to_live_s(user_id, settings.window_days))
+
+
+def wall_clock_ms() -> int:
+    """Epoch milliseconds now."""
+    return time.time_ns() // 1_000_000
+
+
+def _unless_refused(replies: Replies) -> Replies:
+    """The replies, if the server took the question. A key of the wrong type is this user's trouble alone, and stays."""
+    for reply in replies:
+        if isinstance(reply, Exception) and failure_kind(reply) != "wrong_type":
+            raise reply
+    return replies
+
+
+def _profile(user_id: str, reply: object) -> tuple[dict[str, object], bool]:
+    if reply is None:
+        return {}, False
+    try:
+        return (decode_profile(user_id, reply), False) if isinstance(reply, bytes) else ({}, True)
+    except CorruptBytesError:
+        return {}, True
+
+
+def _erased_at(reply: object) -> tuple[int, bool]:
+    if reply is None:
+        return -1, False
+    return (int(reply), False) if isinstance(reply, bytes) and reply.isdigit() else (-1, True)
