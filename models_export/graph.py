@@ -1,14 +1,12 @@
 """The two ONNX graphs of a model: what is computed once per request, and what once per candidate.
 
-`models_export.export` calls `export_graphs` when a bundle is written; `models_export.parity` calls it with random inputs
-before a training starts (`check_exportable`). The graphs speak the words of the contract: inputs are named after the
-fields of `ModelInputs`, what the request graph hands to the candidate graph is named `state.<key>`, and embedding tables
-are not in the graphs at all but inputs named `table.<parameter>`, so that serving maps them from disk.
+`models_export.export` calls `export_graphs` when a bundle is written, `models_export.parity` before a training starts.
+The graphs speak the words of the contract: inputs are named after the fields of `ModelInputs`, what the request graph
+hands to the candidate graph is named `state.<key>`, and embedding tables are not in the graphs at all but inputs named
+`table.<parameter>`, so that serving maps them from disk.
 
 Never here: strings, times, stores (the encoder has them), ONNX Runtime (`parity` runs the graphs).
 """
-
-from __future__ import annotations
 
 import logging
 import warnings
@@ -90,18 +88,20 @@ class Graphs:
 
 
 def export_graphs(
-    model: RankingModel, sizes: EncoderSizes, metadata: Mapping[str, str], min_table_bytes: int = MIN_TABLE_BYTES
+    model: nn.Module, sizes: EncoderSizes, metadata: Mapping[str, str], min_table_bytes: int = MIN_TABLE_BYTES
 ) -> Graphs:
     """Export `model` as it stands (weights included) for requests encoded with `sizes`.
 
     `metadata` is written into both graphs, beside the contract's version and the versions of the exporter. Raises
     `ExportError` if the model uses what cannot be exported or what the exporter is known to get wrong.
     """
+    if not isinstance(model, RankingModel):
+        raise ExportError(f"{type(model).__name__} is not in two phases: it needs encode_request and score")
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), _quiet_exporter(), _no_shape_checks():
-            return _export_both(model, sizes, metadata, min_table_bytes)
+            return _export_both(model, model, sizes, metadata, min_table_bytes)
     finally:
         model.train(was_training)
 
@@ -190,8 +190,9 @@ def _candidate_inputs(fields: Tensor, similarity: Tensor) -> ModelInputs[Tensor]
 
 
 def _export_both(
-    model: RankingModel, sizes: EncoderSizes, metadata: Mapping[str, str], min_table_bytes: int
+    model: RankingModel, module: nn.Module, sizes: EncoderSizes, metadata: Mapping[str, str], min_table_bytes: int
 ) -> Graphs:
+    """`model` and `module` are the same object, seen as the two phases and as the holder of the parameters."""
     axes = _state_axes(model, sizes)
     example = example_inputs(sizes, 5, 3, 4)
     state = model.encode_request(example)
@@ -217,7 +218,7 @@ def _export_both(
     _drop_unread_inputs(request)
 
     tables: dict[str, np.ndarray] = {}
-    parameters = _table_parameters(model, min_table_bytes)
+    parameters = _table_parameters(module, min_table_bytes)
     for proto, graph in ((request, "request"), (candidates, "candidates")):
         tables |= _take_tables_out(proto, parameters)
         _finish(proto, {"graph": graph, **metadata})
@@ -271,7 +272,7 @@ def _trace(
     if converted is None:
         raise ExportError(f"{type(module).__name__}: torch.onnx.export returned nothing")
     proto = converted.model_proto
-    _name_axes(proto, inputs, free)
+    _name_axes(proto, free)
     return proto
 
 
@@ -325,7 +326,7 @@ def _no_shape_checks() -> Iterator[None]:
 # --- what is done to the graph afterwards ----------------------------------------------------------------------------
 
 
-def _name_axes(proto: ModelProto, inputs: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]]) -> None:
+def _name_axes(proto: ModelProto, free: Mapping[str, Mapping[int, str]]) -> None:
     """Give the free axes the letters of the contract; a free axis that became a number is an error."""
     letters: dict[str, str] = {}
     for value in proto.graph.input:

@@ -1,16 +1,14 @@
 """The FAISS index from which the service recalls candidates near a trigger.
 
-`models_export.export` builds it over the vectors of the catalogue and puts it at `catalogue/recall.faiss` of the bundle;
-`service.retriever` searches it. It stores unit vectors as int8, so its inner products rank by cosine; they are
+`models_export.export` builds it over the vectors of the catalogue and puts it at `catalogue/recall.faiss` of the
+bundle; `service.retriever` searches it. It stores unit vectors as int8, so its inner products rank by cosine; they are
 approximate, and whoever needs a similarity takes the exact one from `Catalogue.similarity`.
 
-A query is an item's int8 codes as float32. It must be whole numbers in [-128, 127]: where the width is a multiple of 16,
-FAISS truncates queries to bytes, and a unit vector becomes zero. Its length does not matter to the order.
+A query is an item's int8 codes as float32. It must be whole numbers in [-128, 127]: where the width is a multiple of
+16, FAISS truncates queries to bytes, and a unit vector becomes zero. Its length does not matter to the order.
 
 Never here: related behaviours (the encoder compares those exactly), choosing candidates (the retriever does).
 """
-
-from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,31 +70,34 @@ def write_index(index: Any, folder: Path) -> None:
 
 
 def measure_recall(index: Any, catalogue: Catalogue, rows: Int64[np.ndarray, " M"]) -> float:
-    """Share of the exact nearest neighbours by cosine that the index returns, over a fixed sample of items as queries."""
+    """Share of the exact nearest neighbours by cosine that the index returns, over a fixed sample of queries."""
     queries = np.random.default_rng(0).choice(rows, min(N_RECALL_QUERIES, len(rows)), replace=False)
     k = min(RECALL_AT, len(rows))
     _, found = index.search(catalogue.codes[queries].astype(np.float32), k)
-    return float(np.mean([_share_as_near(catalogue, rows, query, hits) for query, hits in zip(queries, found, strict=True)]))
+    shares = [_share_as_near(catalogue, rows, int(query), hits) for query, hits in zip(queries, found, strict=True)]
+    return float(np.mean(shares))
 
 
 def _share_as_near(
     catalogue: Catalogue, rows: Int64[np.ndarray, " M"], query: np.int64, hits: Int64[np.ndarray, " k"]
 ) -> float:
     """Hits at least as similar as the k-th nearest: items with equal vectors are as good as each other."""
-    exact = catalogue.similarity(query[None], rows)
+    exact = catalogue.similarity(np.array([query]), rows)
     at_least = np.partition(exact, len(exact) - len(hits))[len(exact) - len(hits)]
     hits = hits[hits >= 0]
-    return float(np.sum(catalogue.similarity(query[None], hits) >= at_least)) / min(RECALL_AT, len(rows))
+    return float(np.sum(catalogue.similarity(np.array([query]), hits) >= at_least)) / min(RECALL_AT, len(rows))
 
 
 def _units(catalogue: Catalogue, rows: Int64[np.ndarray, " M"]) -> Float32[np.ndarray, "M D"]:
     """Unit vectors of the items, from their int8 codes."""
-    return catalogue.codes[rows].astype(np.float32) / catalogue.norms[rows, None]
+    units: np.ndarray = catalogue.codes[rows].astype(np.float32) / catalogue.norms[rows, None]
+    return units
 
 
 def _stored(units: Float32[np.ndarray, "M D"]) -> Float32[np.ndarray, "M D"]:
     """Whole numbers in [-127, 127], one scale for all: the int8 storage keeps them as they are."""
-    return np.rint(units * (127.0 / np.abs(units).max()))
+    stored: np.ndarray = np.rint(units * (127.0 / np.abs(units).max()))
+    return stored
 
 
 def _flat(dimensions: int) -> Any:
@@ -106,7 +107,7 @@ def _flat(dimensions: int) -> Any:
 
 def _hnsw(dimensions: int) -> Any:
     quantiser = faiss.ScalarQuantizer.QT_8bit_direct_signed
-    index = faiss.IndexHNSWSQ(dimensions, quantiser, _LINKS, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexHNSWSQ(dimensions, quantiser, _LINKS, faiss.METRIC_INNER_PRODUCT)  # type: ignore[arg-type]
     index.hnsw.efConstruction = _EF_CONSTRUCTION
     index.hnsw.efSearch = _EF_SEARCH
     return index

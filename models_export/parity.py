@@ -7,8 +7,6 @@ bytes, tables mapped from disk, one thread.
 Never here: the service's own replay of golden requests (`service.runtime`), quality of a model (`training.evaluate`).
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +31,7 @@ from models_export.graph import (
 )
 from service.contract.encoder import Encoder, EncoderSizes, ModelInputs
 from service.contract.requests import RequestBatch
+from service.contract.rules import MISSING
 from training.models import build_model
 from training.models.spec import RankingModel
 
@@ -46,7 +45,6 @@ _FREE_SIZES = ((1, 1, 1), (7, 2, 3), (50, 50, 64), (2, 9, 5))
 _STRANGER = "\u2205 not in any catalogue"  # ids of shops hold no such word
 _DRY_RUN_IDS = 100
 _DRY_RUN_SPREAD = 0.1
-_MISSING_SIMILARITY = np.float32(-2.0)
 
 
 class ParityError(ExportError):
@@ -91,8 +89,9 @@ class ExportedModel:
         return Scores(outputs[LOGITS], None if intent is None else intent[0])
 
 
-def score_in_torch(model: RankingModel, inputs: ModelInputs[np.ndarray]) -> Scores:
+def score_in_torch(model: nn.Module, inputs: ModelInputs[np.ndarray]) -> Scores:
     """What PyTorch gives for the same request. The model must be in eval mode."""
+    assert isinstance(model, RankingModel)
     tensors: ModelInputs[Tensor] = inputs.map(torch.from_numpy)
     with torch.no_grad():
         state = model.encode_request(tensors)
@@ -100,7 +99,7 @@ def score_in_torch(model: RankingModel, inputs: ModelInputs[np.ndarray]) -> Scor
     return Scores(logits.numpy(), state[INTENT][0].numpy() if INTENT in state else None)
 
 
-def check_parity(model: RankingModel, folder: Path, encoder: Encoder, requests: RequestBatch) -> ParityReport:
+def check_parity(model: nn.Module, folder: Path, encoder: Encoder, requests: RequestBatch) -> ParityReport:
     """Compare over {0, 1, longest history} x five twists x N of `N_CANDIDATES`, starting from `requests`.
 
     Raises `ParityError` where logits or intents differ by more than `TOLERANCE` or are not finite.
@@ -123,7 +122,7 @@ def check_exportable(config: Any, sizes: EncoderSizes) -> ParityReport:
     return check_module(model, short)
 
 
-def check_module(model: Any, sizes: EncoderSizes) -> ParityReport:
+def check_module(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
     """The same for a module as it stands."""
     with tempfile.TemporaryDirectory(prefix="daian-export-") as temporary:
         folder = Path(temporary)
@@ -133,7 +132,7 @@ def check_module(model: Any, sizes: EncoderSizes) -> ParityReport:
 
 
 def compare(
-    model: RankingModel, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs[np.ndarray]]]
+    model: nn.Module, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs[np.ndarray]]]
 ) -> ParityReport:
     """The largest difference over `cases` (name, inputs of one request). Raises `ParityError` above `TOLERANCE`."""
     n_cases, worst, worst_case = 0, 0.0, ""
@@ -181,7 +180,7 @@ def _random_cases(sizes: EncoderSizes) -> Iterator[tuple[str, ModelInputs[np.nda
     for L, K, N in _FREE_SIZES:
         inputs: ModelInputs[np.ndarray] = example_inputs(sizes, L, K, N, seed=L).map(Tensor.numpy)
         yield f"L={L} K={K} N={N}", inputs
-        yield f"L={L} K={K} N={N}, empty history", _without_related(_without_history(inputs))
+        yield f"L={L} K={K} N={N}, empty history", _emptied(_emptied(inputs, "history"), "related")
 
 
 def _raw_cases(encoder: Encoder, requests: RequestBatch) -> Iterator[tuple[str, ModelInputs[np.ndarray]]]:
@@ -195,7 +194,7 @@ def _raw_cases(encoder: Encoder, requests: RequestBatch) -> Iterator[tuple[str, 
 
 
 def _with_history(row: dict[str, Any], encoder: Encoder, length: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The request with `length` behaviours inside the window, half of them on items near the trigger where there are any."""
+    """The request with `length` behaviours inside the window, half of them on the items nearest to the trigger."""
     rules = encoder.rules
     step_ms = min(rules.window_s, rules.related_window_s) * 1000 // (length + 1)
     items = _items(encoder, length, rng)
@@ -230,28 +229,17 @@ def _nearest(encoder: Encoder, trigger: str, n: int) -> list[str]:
 
 def _without_vectors(inputs: ModelInputs[np.ndarray]) -> ModelInputs[np.ndarray]:
     """The same request in a shop whose items have no vectors: nothing is similar, nothing is related."""
-    return _without_related(
-        inputs._replace(
-            history_similarity=np.full_like(inputs.history_similarity, _MISSING_SIMILARITY),
-            candidate_similarity=np.full_like(inputs.candidate_similarity, _MISSING_SIMILARITY),
-        )
+    return _emptied(inputs, "related")._replace(
+        history_similarity=np.full_like(inputs.history_similarity, MISSING),
+        candidate_similarity=np.full_like(inputs.candidate_similarity, MISSING),
     )
 
 
-def _without_related(inputs: ModelInputs[np.ndarray]) -> ModelInputs[np.ndarray]:
-    return inputs._replace(
-        related_fields=np.zeros_like(inputs.related_fields),
-        related_similarity=np.zeros_like(inputs.related_similarity),
-        related_age=np.zeros_like(inputs.related_age),
-    )
-
-
-def _without_history(inputs: ModelInputs[np.ndarray]) -> ModelInputs[np.ndarray]:
-    return inputs._replace(
-        history_fields=np.zeros_like(inputs.history_fields),
-        history_similarity=np.zeros_like(inputs.history_similarity),
-        history_age=np.zeros_like(inputs.history_age),
-    )
+def _emptied(inputs: ModelInputs[np.ndarray], sequence: Literal["history", "related"]) -> ModelInputs[np.ndarray]:
+    """The same request without its history, or without its related history."""
+    arrays = {name: getattr(inputs, name) for name in ModelInputs._fields if name.startswith(sequence)}
+    empty = {name: np.full_like(array, MISSING if name.endswith("similarity") else 0) for name, array in arrays.items()}
+    return inputs._replace(**empty)
 
 
 # --- ONNX Runtime ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""A trained run becomes a bundle: graphs, tables, encoder, catalogue, index and golden requests in one verified folder.
+
+`daian export` and `daian demo` call `export`. Everything is made and checked in a folder beside the bundles first; only
+what passed every gate is published by `service.contract.bundle`, and only then the pointer moves.
+
+Never here: training, serving, how files are hashed and published (`service.contract.bundle`).
+"""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models_export.golden import GOLDEN_FILE, Row, pick, record
+from models_export.graph import export_graphs
+from models_export.index import build_index, write_index
+from models_export.parity import ExportedModel, check_parity, compare
+from service.contract.bundle import Bundle, point_to, write_bundle
+from service.contract.encoder import Encoder, ModelInputs
+from service.contract.requests import RequestBatch
+from training.checkpoint import Run, open_run
+from training.config import to_dict
+from training.data.dataset import Dataset, open_catalogue, open_dataset, split_files
+from training.data.request_files import read_requests
+
+BUNDLE_NAME = "daian"
+N_SAMPLED_REQUESTS = 4096  # golden and parity requests are picked from so many
+_PACKAGES = ("daian", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export and where to. `promote` moves `current` to the new bundle once it has passed its gates."""
+
+    run: Path
+    data: Path
+    bundles: Path
+    name: str = BUNDLE_NAME
+    promote: bool = True
+
+
+def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
+    """Export a finished run over the prepared data set it was trained on; returns the published bundle.
+
+    `tell` is called with one line a step. Raises `ExportError` or `ParityError` when a gate fails, `CheckpointError`
+    and `DataError` when run or data cannot be used; nothing is published then and `current` stays where it was.
+    """
+    dataset = open_dataset(plan.data)
+    run = open_run(plan.run, open_catalogue(plan.data))
+    requests = _sample(plan.data)
+    plan.bundles.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=plan.bundles) as staging:
+        folder = Path(staging)
+        made = _fill(folder, run, requests, tell)
+        manifest = {**_describe(plan, run, dataset), **made}
+        version_name = _version_name(folder, run.encoder)
+        bundle = write_bundle(plan.bundles, plan.name, version_name, manifest, lambda work: _move(folder, work))
+    bundle.open_encoder()
+    if plan.promote:
+        point_to(plan.bundles, bundle)
+    tell(f"published {bundle.path}{' and made it current' if plan.promote else ''}")
+    return bundle
+
+
+def _fill(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Make every file of the bundle and pass the gates; returns what the manifest says of them."""
+    graphs = export_graphs(
+        run.model, run.encoder.sizes, {"fingerprint": run.encoder.fingerprint, "name": run.config.name}
+    )
+    graphs.save(folder)
+    n_nodes = len(graphs.request.graph.node), len(graphs.candidates.graph.node)
+    tell(f"two graphs of {n_nodes[0]} and {n_nodes[1]} operators, {len(graphs.tables)} tables mapped from disk")
+
+    run.encoder.save(folder / "encoder")
+    run.encoder.catalogue.save(folder / "catalogue")
+    index = _index(folder / "catalogue", run.encoder, tell)
+
+    picked = pick(requests)
+    record(run.model, run.encoder, picked, folder / GOLDEN_FILE)
+    parity = check_parity(run.model, folder, run.encoder, requests)
+    golden = compare(run.model, ExportedModel(folder), _encoded(run.encoder, picked))
+    tell(
+        f"PyTorch and ONNX Runtime agree: {parity.n_cases} cases within {parity.max_difference:.1e}, "
+        f"{golden.n_cases} golden requests within {golden.max_difference:.1e}"
+    )
+    checks = {"parity": parity.to_dict(), "golden": golden.to_dict()}
+    return {"graphs": graphs.describe(), "index": index, "checks": checks}
+
+
+def _index(folder: Path, encoder: Encoder, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    built = build_index(encoder.catalogue)
+    if built is None:
+        tell("no item has a vector: no recall index, the service recalls popular items")
+        return None
+    index, report = built
+    write_index(index, folder)
+    tell(f"recall index: {report.type} over {report.n_items:,} items, recall@{report.recall_at} {report.recall:.3f}")
+    return report.to_dict()
+
+
+def _encoded(encoder: Encoder, picked: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, ModelInputs[np.ndarray]]]:
+    for case, row in picked:
+        yield f"golden {row['request_id']} ({case})", encoder.encode(RequestBatch.from_rows([row]))
+
+
+def _sample(data: Path) -> RequestBatch:
+    """The first requests of the validation split: the model has not been trained on them."""
+    batches: list[RequestBatch] = []
+    for path in split_files(data, "validation"):
+        for batch, _ in read_requests(path):
+            batches.append(batch)
+            if sum(part.n_requests for part in batches) >= N_SAMPLED_REQUESTS:
+                return RequestBatch.concat(batches)
+    return RequestBatch.concat(batches)
+
+
+def _describe(plan: ExportPlan, run: Run, dataset: Dataset) -> dict[str, Any]:
+    """What the manifest says beside hashes, graphs and checks: where the model comes from, what the service needs."""
+    metrics = plan.run / "metrics.json"
+    return {
+        "fingerprint": run.encoder.fingerprint,
+        "model": to_dict(run.config),
+        "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
+        "data": {"name": dataset.name, "windows": dataset.windows, "n_items": run.encoder.catalogue.n_items},
+        "prior": dataset.report["train"]["click_rate"],
+        "edges": [float(edge) for edge in run.encoder.scale.edges],
+        "history_rules": asdict(run.encoder.rules),
+        "packages": {package: version(package) for package in _PACKAGES},
+        "code_revision": _code_revision(),
+        "least_server_version": version("daian"),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version_name(folder: Path, encoder: Encoder) -> str:
+    """Time of the export and six digits of its content: 20261120T0300Z-9f3c2a."""
+    digest = sha256(encoder.fingerprint.encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest.hexdigest()[:6]}"
+
+
+def _code_revision() -> str | None:
+    """The commit this code stands at; None for an installed package."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        shutil.move(path, target / path.name)
