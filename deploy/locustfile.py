@@ -1,0 +1,146 @@
+"""The load test: pages opened and items clicked at a constant rate, whatever the service makes of it.
+
+Run by `make load` and by the `load` profile of docker-compose.yml, never against a machine that is not ours: the host
+must be a loopback or private address. Arrivals are open-loop: they are drawn from a Poisson process and sent when due,
+late answers or not, and the reported time counts from the moment a request was due. So one locust user is all it takes;
+many closed-loop users would wait for the slow answers that the test is there to see.
+
+Pages (trigger and candidates) and users come from the golden requests of the bundle that is being served, with Zipf
+weights: few are asked for often. A share of the users is unknown, a share of the pages asks for recall.
+"""
+
+import ipaddress
+import itertools
+import json
+import random
+import socket
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.pool import Pool
+from locust import FastHttpUser, events, task
+from locust.env import Environment
+from locust.exception import StopUser
+
+ZIPF_EXPONENT = 1.1
+MAX_IN_FLIGHT = 256
+CLICK_SHARE = 0.2
+RECALL_SHARE = 0.25
+UNKNOWN_USER_SHARE = 0.1
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: ArgumentParser, **_: Any) -> None:
+    parser.add_argument("--rate", type=float, default=50.0, help="arrivals a second, ranks and clicks together")
+    parser.add_argument("--bundles", default="artifacts/bundles", help="the bundle root that the service serves")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same pages, users and times")
+
+
+@events.test_start.add_listener
+def refuse_strangers(environment: Environment, **_: Any) -> None:
+    """Loopback and private addresses only."""
+    name = urlsplit(environment.host or "").hostname
+    if name is None:
+        raise SystemExit("no host to load: give --host http://127.0.0.1:8000")
+    for *_head, (address, *_rest) in socket.getaddrinfo(name, None):
+        if not ipaddress.ip_address(address).is_private:
+            raise SystemExit(f"{name} is {address}, a public address: load only what runs on your own machines")
+
+
+def golden_rows(bundles: Path) -> list[dict[str, Any]]:
+    """The raw golden requests of the bundle that `current` points to."""
+    current = json.loads((bundles / "current").read_text())
+    lines = (bundles / current["name"] / current["version"] / "golden.jsonl").read_text().splitlines()
+    return [json.loads(line)["request"] for line in lines]
+
+
+class Zipf:
+    """Draws from `values`, the first of them most often."""
+
+    def __init__(self, values: Sequence[Any], chance: random.Random) -> None:
+        self.values = chance.sample(values, len(values))
+        self.cumulative = list(itertools.accumulate((1 + i) ** -ZIPF_EXPONENT for i in range(len(values))))
+        self.chance = chance
+
+    def draw(self) -> Any:
+        return self.chance.choices(self.values, cum_weights=self.cumulative)[0]
+
+
+class Visitors(FastHttpUser):
+    """All visitors of the shop: one locust user that sends every arrival when it is due."""
+
+    fixed_count = 1
+    concurrency = MAX_IN_FLIGHT
+    network_timeout = connection_timeout = 5.0
+
+    def on_start(self) -> None:
+        options = self.environment.parsed_options
+        rows = golden_rows(Path(options.bundles))
+        self.chance = random.Random(options.seed)
+        self.pages = Zipf([row for row in rows if row["candidates"]], self.chance)
+        self.users = Zipf(sorted({row["user"]["user"] for row in rows if row["user"]["user"]}), self.chance)
+        self.rate = options.rate
+        self.in_flight = Pool(MAX_IN_FLIGHT)
+        self.n_clicks = 0
+        self.due = time.perf_counter()
+
+    def on_stop(self) -> None:
+        self.in_flight.join(timeout=self.network_timeout)
+
+    @task
+    def next_arrival(self) -> None:
+        self.due += self.chance.expovariate(self.rate)
+        gevent.sleep(max(0.0, self.due - time.perf_counter()))
+        if self.in_flight.full():
+            # Waiting would hide the queue: the arrival is lost and says so.
+            self.report_lost()
+        elif self.chance.random() < CLICK_SHARE:
+            self.in_flight.spawn(self.click, self.due, self.user_id(), self.pages.draw())
+        else:
+            self.in_flight.spawn(
+                self.rank, self.due, self.user_id(), self.pages.draw(), self.chance.random() < RECALL_SHARE
+            )
+
+    def user_id(self) -> str:
+        if self.chance.random() < UNKNOWN_USER_SHARE:
+            return f"stranger-{self.chance.randrange(10**6)}"
+        return str(self.users.draw())
+
+    def rank(self, due: float, user: str, page: dict[str, Any], recall: bool) -> None:
+        body = {"user": user, "trigger": page["trigger"]}
+        if not recall:
+            body["candidates"] = page["candidates"]
+        self.send("/rank", "rank, recalled" if recall else "rank, candidates given", body, due)
+
+    def click(self, due: float, user: str, page: dict[str, Any]) -> None:
+        self.n_clicks += 1
+        event = {
+            "event_id": f"load-{self.n_clicks}",
+            "type": "click",
+            "user": user,
+            "item": self.chance.choice(page["candidates"]),
+            "time": int(time.time() * 1000),
+            "trigger": page["trigger"],
+        }
+        self.send("/events", "events, one click", {"events": [event]}, due)
+
+    def send(self, path: str, name: str, body: dict[str, Any], due: float) -> None:
+        """One call; its time counts from `due`, a degraded answer gets a line of its own, shedding is a failure."""
+        with self.client.post(path, json=body, name=name, catch_response=True) as response:
+            response.request_meta["response_time"] = (time.perf_counter() - due) * 1000
+            degraded = (response.headers or {}).get("Daian-Degraded")
+            if degraded:
+                response.request_meta["name"] = f"{name}, degraded: {degraded}"
+            if response.status_code != 200:
+                response.failure(f"{response.status_code} {(response.text or '')[:120]}")
+
+    def report_lost(self) -> None:
+        self.environment.events.request.fire(
+            request_type="POST", name="never sent", response_time=0, response_length=0, context={},
+            exception=StopUser(f"{MAX_IN_FLIGHT} requests in flight already"),
+        )  # fmt: skip
