@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int8
+from jaxtyping import Bool, Float32, Int8
 
 from service.contract.catalogue import Catalogue
-from service.contract.encoder import HistoryRules
 from service.contract.requests import RequestBatch
+from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema
 from training.data.errors import DataError
 from training.data.report import RequestReport
@@ -54,10 +54,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Items:
-    """The items of a data set before they become a Catalogue. `codes` and `has_vector` may be None: no vectors at all."""
+    """The items of a data set before they become a Catalogue.
+
+    `fields`: one column per item field of the schema but `item` itself; more (a title) are kept for people to read.
+    Vectors come as floats, which the catalogue quantises, or as ready int8 codes, or not at all; a row of zeros is an item
+    without a vector, and so is one whose `has_vector` is False.
+    """
 
     ids: Sequence[str]
     fields: Mapping[str, Sequence[str | float | None]]
+    vectors: Float32[np.ndarray, "M D"] | None = None
     codes: Int8[np.ndarray, "M D"] | None = None
     has_vector: Bool[np.ndarray, " M"] | None = None
 
@@ -112,13 +118,14 @@ class PreparedWriter:
         """Raises DataError when `folder` exists and `overwrite` is off, or is not a prepared folder."""
         self.folder = folder
         self.dataset = dataset
-        self.items = items
         self._refuse_foreign_folder(overwrite)
         self._partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-        self.catalogue = Catalogue.build(items.ids, items.fields, items.codes, items.has_vector, None)
-        self._clicks = np.zeros(len(items.ids) + 1, dtype=np.int64)
+        self.catalogue = Catalogue.build(
+            items.ids, items.fields, vectors=items.vectors, codes=items.codes, has_vector=items.has_vector
+        )
+        self._clicks = np.zeros(self.catalogue.n_items + 1, dtype=np.int64)
         self._reports = {split: RequestReport(dataset.schema, self.catalogue, dataset.n_levels) for split in SPLITS}
         self._files: dict[str, RequestFileWriter] = {}
         self._n_files = dict.fromkeys(SPLITS, 0)
@@ -140,8 +147,12 @@ class PreparedWriter:
         self._file(split).write(batch, clicks)
         self._reports[split].add(batch, clicks)
         if split == "train":
-            clicked = self.catalogue.rows(batch.candidate[clicks == 1])
+            clicked = self.catalogue.rows(batch.candidate[clicks == 1].tolist())
             self._clicks += np.bincount(clicked, minlength=len(self._clicks))
+
+    def extra_file(self, name: str) -> Path:
+        """Where a file of the caller's own must be written to end up in the prepared folder."""
+        return self._partial / name
 
     def note(self, name: str, value: Any) -> None:
         """Adds a line of its own to the report (a count of skipped rows, a source)."""
@@ -188,9 +199,9 @@ class PreparedWriter:
         return file
 
     def _finished(self, reports: dict[str, dict[str, Any]]) -> Dataset:
-        popularity = self._clicks[1:].astype(np.float32)
-        items = self.items
-        Catalogue.build(items.ids, items.fields, items.codes, items.has_vector, popularity).save(self._partial / "catalogue")
+        self._clicks[0] = 0  # clicks on items that the catalogue does not know say nothing about row 0
+        self.catalogue.popularity = self._clicks.astype(np.float32)
+        self.catalogue.save(self._partial / "catalogue")
         return Dataset(
             name=self.dataset.name,
             schema=self.dataset.schema,
@@ -199,7 +210,7 @@ class PreparedWriter:
             n_levels=self.dataset.n_levels,
             related_threshold=self.dataset.related_threshold,
             windows={split: self._reports[split].window for split in SPLITS if split in reports},
-            report={"items": len(items.ids), **reports, **self._notes},
+            report={"items": self.catalogue.n_items, **reports, **self._notes},
         )
 
     def _take_name(self) -> None:

@@ -125,11 +125,11 @@ class RequestReport:
         }
 
     def _add_items(self, batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> None:
-        triggers = self._catalogue.rows(batch.trigger)
-        candidates = self._catalogue.rows(batch.candidate)
+        triggers = self._catalogue.rows(batch.trigger.tolist())
+        candidates = self._catalogue.rows(batch.candidate.tolist())
         self._unknown["trigger"] += int((triggers == 0).sum())
         self._unknown["candidate"] += int((candidates == 0).sum())
-        self._unknown["behaviour"] += int((self._catalogue.rows(batch.behaviour_item) == 0).sum())
+        self._unknown["behaviour"] += int((self._catalogue.rows(batch.behaviour_item.tolist()) == 0).sum())
         self.similarity.add(self._catalogue.similarity(triggers[batch.candidate_request], candidates), clicks)
 
     def _add_fields(self, batch: RequestBatch) -> None:

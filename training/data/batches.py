@@ -1,0 +1,217 @@
+"""Batches for the training loop: request files -> Encoder.encode -> torch tensors, in an order that can be resumed.
+
+Called by `training/loop.py` and `training/evaluate.py`. Encoding happens here at use, through the contract's one function;
+nothing encoded is ever stored.
+
+The order is a pure function of (files, seed, epoch), so a position is three numbers. An epoch shuffles the row groups of
+all files, takes them in pools of about `pool_requests` requests, shuffles each pool, sorts it by history length (less
+padding: requests of like length share a batch), cuts it into batches of whole requests with about `batch_candidates`
+candidates, and shuffles those. One thread reads and encodes ahead, at most `n_ahead` batches.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int8, Int64
+from torch import Tensor
+
+from service.contract.encoder import Encoder, ModelInputs
+from service.contract.requests import RequestBatch
+from training.data.labels import Labels, make_labels
+from training.data.report import clicked_requests
+from training.data.request_files import read_row_group, row_group_sizes
+
+Requests = Literal["all", "clicked"]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How batches are cut. `shuffle=False` (evaluation): no chance at all; still sorted by history length in a pool."""
+
+    batch_candidates: int = 4096
+    pool_requests: int = 8192
+    requests: Requests = "all"
+    shuffle: bool = True
+    seed: int = 0
+    n_ahead: int = 4
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the next batch comes from: epoch, pool of the epoch, batch of the pool. `Position()` is the start."""
+
+    epoch: int = 0
+    pool: int = 0
+    batch: int = 0
+
+
+class Batch(NamedTuple):
+    """Model inputs as tensors, labels as arrays of numpy or tensors for the losses, and the position after this batch."""
+
+    inputs: ModelInputs[Tensor]
+    clicks: Tensor  # float32 N
+    intent: Tensor  # float32 R S
+    has_intent: Tensor  # bool R
+    user_group: Int64[np.ndarray, " R"]
+    request_group: Int64[np.ndarray, " R"]
+    after: Position
+
+
+class Batches:
+    """The batches of a list of request files."""
+
+    def __init__(self, files: list[Path], encoder: Encoder, plan: BatchPlan) -> None:
+        """Reads only the files' footers. Raises DataError for a file that cannot be read."""
+        self.encoder = encoder
+        self.plan = plan
+        self._groups = [(path, index, n) for path in files for index, n in enumerate(row_group_sizes(path))]
+
+    @property
+    def n_requests(self) -> int:
+        """Requests in the files, before the `requests` filter."""
+        return sum(n for _, _, n in self._groups)
+
+    def epoch(self, start: Position = Position()) -> Iterator[Batch]:
+        """The rest of `start.epoch`, from `start` on, prefetched. Starting at a batch's `after` resumes exactly."""
+        yield from _prefetched(self._epoch(start), self.plan.n_ahead)
+
+    def _epoch(self, start: Position) -> Iterator[Batch]:
+        pools = self._pools(start.epoch)
+        for number in range(start.pool, len(pools)):
+            requests, clicks = self._read(pools[number])
+            parts = self._cut(requests, clicks, start.epoch, number)
+            first = start.batch if number == start.pool else 0
+            for index in range(first, len(parts)):
+                last = index + 1 == len(parts)
+                after = Position(start.epoch, number + 1, 0) if last else Position(start.epoch, number, index + 1)
+                if last and number + 1 == len(pools):
+                    after = Position(start.epoch + 1, 0, 0)
+                yield self._encode(requests, clicks, parts[index], after)
+
+    def _pools(self, epoch: int) -> list[list[tuple[Path, int]]]:
+        """The epoch's row groups, shuffled, in pools of about `pool_requests`."""
+        order = np.arange(len(self._groups))
+        if self.plan.shuffle:
+            order = self._random(epoch, 0, 0).permutation(order)
+        pools: list[list[tuple[Path, int]]] = []
+        n_pooled = self.plan.pool_requests
+        for index in order:
+            path, row_group, n_requests = self._groups[index]
+            if n_pooled >= self.plan.pool_requests:
+                pools.append([])
+                n_pooled = 0
+            pools[-1].append((path, row_group))
+            n_pooled += n_requests
+        return pools
+
+    def _read(self, pool: list[tuple[Path, int]]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
+        parts = [read_row_group(path, row_group) for path, row_group in pool]
+        requests = RequestBatch.concat([batch for batch, _ in parts])
+        clicks = np.concatenate([clicks for _, clicks in parts])
+        if self.plan.requests == "clicked":
+            return take_requests(requests, clicks, np.flatnonzero(clicked_requests(requests, clicks)))
+        return requests, clicks
+
+    def _cut(
+        self, requests: RequestBatch, clicks: Int8[np.ndarray, " N"], epoch: int, pool: int
+    ) -> list[Int64[np.ndarray, " r"]]:
+        """The pool's requests, in batches: which request goes where."""
+        if requests.n_requests == 0:
+            return []
+        random = self._random(epoch, 1, pool)
+        order = random.permutation(requests.n_requests) if self.plan.shuffle else np.arange(requests.n_requests)
+        history = np.diff(requests.behaviour_offsets)[order]
+        order = order[np.argsort(history, kind="stable")]
+        parts = _in_budget(order, np.diff(requests.candidate_offsets)[order], self.plan.batch_candidates)
+        return [parts[i] for i in random.permutation(len(parts))] if self.plan.shuffle else parts
+
+    def _encode(
+        self, requests: RequestBatch, clicks: Int8[np.ndarray, " N"], part: Int64[np.ndarray, " r"], after: Position
+    ) -> Batch:
+        taken, taken_clicks = take_requests(requests, clicks, part)
+        inputs = self.encoder.encode(taken)
+        labels = make_labels(taken, taken_clicks, inputs.candidate_similarity, self.encoder.scale)
+        return _to_batch(inputs.map(torch.from_numpy), labels, after)
+
+    def _random(self, epoch: int, purpose: int, pool: int) -> np.random.Generator:
+        return np.random.default_rng([self.plan.seed, epoch, purpose, pool])
+
+
+def take_requests(
+    requests: RequestBatch, clicks: Int8[np.ndarray, " N"], indices: Int64[np.ndarray, " r"]
+) -> tuple[RequestBatch, Int8[np.ndarray, " n"]]:
+    """Some requests of a batch, in the given order, and the clicks of their candidates."""
+    starts, ends = requests.candidate_offsets[indices], requests.candidate_offsets[indices + 1]
+    lengths = ends - starts
+    shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) if len(indices) else starts
+    return requests.take(indices), clicks[shift + np.arange(int(lengths.sum()))]
+
+
+def _in_budget(
+    order: Int64[np.ndarray, " R"], n_candidates: Int64[np.ndarray, " R"], budget: int
+) -> list[Int64[np.ndarray, " r"]]:
+    """Cuts `order` into runs of about equal numbers of candidates, near `budget`; none is empty."""
+    total = int(n_candidates.sum())
+    n_parts = max(1, round(total / budget))
+    before = np.cumsum(n_candidates) - n_candidates
+    part = np.minimum(before * n_parts // max(total, 1), n_parts - 1)
+    return [run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run)]
+
+
+def _to_batch(inputs: "ModelInputs[Tensor]", labels: Labels, after: Position) -> Batch:
+    return Batch(
+        inputs=inputs,
+        clicks=torch.from_numpy(labels.clicks),
+        intent=torch.from_numpy(labels.intent),
+        has_intent=torch.from_numpy(labels.has_intent),
+        user_group=labels.user_group,
+        request_group=labels.request_group,
+        after=after,
+    )
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+def _prefetched(source: Iterator[Batch], n_ahead: int) -> Iterator[Batch]:
+    """Runs `source` in a thread, at most `n_ahead` batches ahead; its error is raised here, leaving stops the thread."""
+    ready: queue.Queue[Batch | _Failed | None] = queue.Queue(maxsize=max(1, n_ahead))
+    stopped = threading.Event()
+
+    def offer(item: Batch | _Failed | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for batch in source:
+                if not offer(batch):
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the consumer's thread
+            offer(_Failed(error))
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
