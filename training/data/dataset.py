@@ -11,7 +11,7 @@ or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -50,6 +50,10 @@ class Dataset:
     related_threshold: float | None = None
     windows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+
+    def rules_with(self, related_threshold: float) -> HistoryRules:
+        """The history rules with the threshold that was chosen or fitted."""
+        return replace(self.rules, related_threshold=related_threshold)
 
 
 @dataclass(frozen=True)
@@ -202,13 +206,8 @@ class PreparedWriter:
         self._clicks[0] = 0  # clicks on items that the catalogue does not know say nothing about row 0
         self.catalogue.popularity = self._clicks.astype(np.float32)
         self.catalogue.save(self._partial / "catalogue")
-        return Dataset(
-            name=self.dataset.name,
-            schema=self.dataset.schema,
-            rules=self.dataset.rules,
-            similarity_range=self.dataset.similarity_range,
-            n_levels=self.dataset.n_levels,
-            related_threshold=self.dataset.related_threshold,
+        return replace(
+            self.dataset,
             windows={split: self._reports[split].window for split in SPLITS if split in reports},
             report={"items": self.catalogue.n_items, **reports, **self._notes},
         )
