@@ -1,0 +1,251 @@
+"""Loads users into the behaviour store in bulk: the body of `daian store load`.
+
+Reads NDJSON a line at a time, checks it, and sends users in transactions of bounded size. It may be repeated at will:
+a behaviour that is there already changes nothing, so after any failure the same command is simply started again.
+Called by `commands.py`. Never deletes anything of a user's but what left the window, never runs inside the service.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import orjson
+import redis
+
+from service.behaviour_codec import BehaviourEvent, canonical_id, encode_member, encode_profile, user_key
+from service.contract.errors import DaianError
+from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
+from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
+
+MAX_LINE_BYTES = 8 << 20
+# One transaction holds up the server for as long as it runs: about a millisecond at this size.
+BATCH_MEMBERS = 1_000
+BATCH_USERS = 200
+# Pauses before a batch is sent again, seconds.
+RETRY_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+# Epoch milliseconds below this (March 1973) are epoch seconds in all likelihood.
+_MIN_AT_MS = 100_000_000_000
+
+
+class StoreLoadError(DaianError):
+    """A line that cannot be loaded, or a store that stopped answering. The message names file and line."""
+
+
+@dataclass
+class LoadReport:
+    """What a load did. `n_new` behaviours were not in the store before; `n_too_old` were never sent."""
+
+    n_lines: int = 0
+    n_profiles: int = 0
+    n_sent: int = 0
+    n_new: int = 0
+    n_too_old: int = 0
+    n_over_keep: int = 0
+    n_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _User:
+    """One line, checked and encoded."""
+
+    user_id: str
+    place: str
+    scored: tuple[tuple[bytes, int], ...]
+    profile: bytes | None
+    n_too_old: int
+    n_over_keep: int
+
+
+@dataclass
+class Progress:
+    """A line on a terminal that is written over, or a line every five seconds elsewhere."""
+
+    stream: IO[str] = field(default_factory=lambda: sys.stderr)
+    n_bytes_total: int | None = None
+    _told_at: float = field(default_factory=time.monotonic)
+
+    def tell(self, report: LoadReport, is_last: bool = False) -> None:
+        is_terminal = self.stream.isatty()
+        if not is_last and time.monotonic() - self._told_at < (0.2 if is_terminal else 5.0):
+            return
+        self._told_at = time.monotonic()
+        share = f" ({report.n_bytes / self.n_bytes_total:.0%})" if self.n_bytes_total else ""
+        text = f"loaded {report.n_lines:,} lines, {report.n_sent:,} behaviours{share}"
+        end = "\n" if is_last or not is_terminal else ""
+        self.stream.write(f"\r{text}{end}" if is_terminal else f"{text}{end}")
+        self.stream.flush()
+
+
+def load(
+    settings: StoreSettings, sources: Sequence[str], shift_ms: int = 0, now: int | None = None, progress: bool = True
+) -> LoadReport:
+    """Loads users from NDJSON files; `-` is standard input.
+
+    A line: `{"user": "u1", "behaviours": [{"item": "i1", "at": <epoch ms>, "type": "click"}], "attributes": {}}`, with
+    `behaviours` and `attributes` optional, and an optional `surface` per behaviour. A user may have several lines.
+
+    Args:
+        settings: the store; `events_url` is used where there is one.
+        sources: files, read in their order.
+        shift_ms: added to every time, to bring an old log into the window.
+        now: the end of the window, epoch milliseconds; None = the clock's.
+        progress: whether to report to standard error on the way.
+
+    Raises:
+        StoreLoadError: a line is wrong, a file cannot be read, or the store is away. Lines before it are loaded.
+    """
+    client = command_client(settings.events_url or settings.url, ca_file=settings.ca_file)
+    bar = Progress(n_bytes_total=_total_bytes(sources)) if progress else None
+    try:
+        return load_lines(client, settings, _lines(sources), shift_ms, now or wall_clock_ms(), bar)
+    finally:
+        client.close()
+
+
+def load_lines(
+    client: redis.Redis,
+    settings: StoreSettings,
+    lines: Iterable[tuple[str, bytes]],
+    shift_ms: int,
+    now: int,
+    progress: Progress | None = None,
+) -> LoadReport:
+    """Loads (place, line) pairs in batches; memory stays bounded by one batch. Raises as `load` does."""
+    report, batch, started = LoadReport(), list[_User](), time.perf_counter()
+    for place, line in lines:
+        report.n_lines += 1
+        report.n_bytes += len(line)
+        batch.append(_parsed(place, line, settings, shift_ms, now))
+        if len(batch) >= BATCH_USERS or sum(len(user.scored) for user in batch) >= BATCH_MEMBERS:
+            _send(client, settings, batch, now, report)
+            batch.clear()
+            if progress:
+                progress.tell(report)
+    _send(client, settings, batch, now, report)
+    report.seconds = time.perf_counter() - started
+    if progress:
+        progress.tell(report, is_last=True)
+    return report
+
+
+def _total_bytes(sources: Sequence[str]) -> int | None:
+    """Bytes of all files, or None if one is not a file that can be measured beforehand."""
+    try:
+        return None if "-" in sources else sum(Path(source).stat().st_size for source in sources)
+    except OSError:
+        return None
+
+
+def _lines(sources: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """(file:line, bytes) of every line that is not blank."""
+    for source in sources:
+        name = "<stdin>" if source == "-" else source
+        with ExitStack() as stack:
+            try:
+                file = sys.stdin.buffer if source == "-" else stack.enter_context(Path(source).open("rb"))
+            except OSError as error:
+                raise StoreLoadError(f"{name} cannot be read ({error.strerror}): name a readable file") from error
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise StoreLoadError(f"{name}:{number}: over {MAX_LINE_BYTES} bytes: one user per line, please")
+                if line.strip():
+                    yield f"{name}:{number}", line
+
+
+def _parsed(place: str, line: bytes, settings: StoreSettings, shift_ms: int, now: int) -> _User:
+    try:
+        row = orjson.loads(line)
+        return _encoded(place, row, settings, shift_ms, now)
+    except orjson.JSONDecodeError as error:
+        raise StoreLoadError(f"{place}: not JSON ({error}): one JSON object per line") from error
+    except ValueError as error:
+        raise StoreLoadError(f"{place}: {error}") from error
+
+
+def _encoded(place: str, row: object, settings: StoreSettings, shift_ms: int, now: int) -> _User:
+    if not isinstance(row, dict):
+        raise ValueError("a line is a JSON object with 'user', 'behaviours' and 'attributes'")
+    _refuse_unknown(row, {"user", "behaviours", "attributes"})
+    user_id, behaviours, attributes = row.get("user"), row.get("behaviours", []), row.get("attributes")
+    if not isinstance(user_id, str):
+        raise ValueError("'user' is missing or not a string: every line needs one")
+    if not isinstance(behaviours, list) or not (attributes is None or isinstance(attributes, dict)):
+        raise ValueError("'behaviours' is a list of objects, 'attributes' an object: correct the line")
+    events = [_event(user_id, number, one, shift_ms) for number, one in enumerate(behaviours)]
+    since = now - settings.window_days * DAY_MS
+    scored = sorted((event.at, encode_member(event)) for event in events)
+    within = [(member, at) for at, member in scored if at > since]
+    kept = within[-settings.keep :]
+    profile = encode_profile(user_id, attributes) if attributes else None
+    canonical_id(user_id)
+    return _User(user_id, place, tuple(kept), profile, len(scored) - len(within), len(within) - len(kept))
+
+
+def _event(user_id: str, number: int, one: object, shift_ms: int) -> BehaviourEvent:
+    where = f"behaviours[{number}]"
+    if not isinstance(one, dict):
+        raise ValueError(f"{where} is not an object: give it 'item', 'at' and 'type'")
+    _refuse_unknown(one, {"item", "at", "type", "surface"})
+    item, at, kind, surface = (one.get(name) for name in ("item", "at", "type", "surface"))
+    if not isinstance(item, str) or not isinstance(kind, str) or not (surface is None or isinstance(surface, str)):
+        raise ValueError(f"{where}: 'item' and 'type' are strings, and so is 'surface' where there is one")
+    if not isinstance(at, int) or isinstance(at, bool) or at < _MIN_AT_MS:
+        raise ValueError(f"{where}: 'at' is {at!r}: epoch milliseconds are expected (seconds times 1000)")
+    return BehaviourEvent(user_id, item, kind, at + shift_ms, surface)
+
+
+def _refuse_unknown(found: dict[str, object], known: set[str]) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}: known are {', '.join(sorted(known))}")
+
+
+def _send(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int, report: LoadReport) -> None:
+    """One transaction for the batch, sent again after a failure: what was stored already changes nothing."""
+    if not any(user.scored or user.profile for user in batch):
+        _count(batch, [], report)
+        return
+    for pause_s in (*RETRY_PAUSES_S, None):
+        try:
+            n_added = _transaction(client, settings, batch, now)
+        except STORE_ERRORS as error:
+            if pause_s is None:
+                raise StoreLoadError(
+                    f"the store did not take {batch[0].place} and after ({failure_kind(error)}): "
+                    "see to it, then start the same command again, what is loaded already stays as it is"
+                ) from error
+            time.sleep(pause_s)
+        else:
+            _count(batch, n_added, report)
+            return
+
+
+def _transaction(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int) -> list[int]:
+    """How many behaviours were new, per user with any."""
+    pipe, adds, n_queued = client.pipeline(transaction=True), [], 0
+    for user in batch:
+        if user.scored:
+            adds.append(n_queued)
+            queue_behaviours(pipe, settings, user.user_id, user.scored, now)
+        if user.profile is not None:
+            key = user_key(settings.tenant, user.user_id, "p")
+            pipe.execute_command("SET", key, user.profile, "EX", PROFILE_TTL_S)  # type: ignore[no-untyped-call]
+        n_queued = len(pipe)
+    replies = pipe.execute(raise_on_error=True)
+    return [int(replies[place]) for place in adds]
+
+
+def _count(batch: Sequence[_User], n_added: Sequence[int], report: LoadReport) -> None:
+    report.n_new += sum(n_added)
+    for user in batch:
+        report.n_sent += len(user.scored)
+        report.n_profiles += user.profile is not None
+        report.n_too_old += user.n_too_old
+        report.n_over_keep += user.n_over_keep
