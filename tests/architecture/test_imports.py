@@ -56,7 +56,9 @@ def test_a_forbidden_import_is_found(copy_of_the_tree: Path, file: str, line: st
 
 def modules_after(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter has after `statement`."""
-    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    code = (
+        f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )

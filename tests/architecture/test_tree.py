@@ -1,4 +1,4 @@
-"""The shape of the tree: empty `__init__` files, docstrings first, names that say what is inside, a wheel of three packages."""
+"""The shape of the tree: empty `__init__` files, docstrings first, names that say what is inside, a complete wheel."""
 
 import ast
 import shutil
