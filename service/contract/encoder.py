@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -25,34 +25,31 @@ from service.contract.vocabulary import OOV, NumberBins, Vocabulary
 
 CONTRACT_VERSION = 1
 
-Array = TypeVar("Array")
-Other = TypeVar("Other")
-
 _Padded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class ModelInputs(NamedTuple, Generic[Array]):
+class ModelInputs(NamedTuple):
     """What every model sees; the field names are the names of the ONNX inputs. Ids int64, similarities float32.
 
     R requests, N candidates of all requests, L behaviours, K related behaviours, U I C fields. In `history_*` and
     `related_*` the valid ones come first, oldest first; an age of 0 marks the padding. L and K are those of the longest
-    row of the batch, at least 1.
+    row of the batch, at least 1. The arrays are numpy's as they come from encode, torch's after map(torch.from_numpy).
     """
 
-    user_fields: Array  # R U
-    context_fields: Array  # R C
-    trigger_fields: Array  # R I
-    history_fields: Array  # R L I
-    history_similarity: Array  # R L, to the trigger
-    history_age: Array  # R L, bin of minutes ago
-    related_fields: Array  # R K I
-    related_similarity: Array  # R K
-    related_age: Array  # R K
-    candidate_fields: Array  # N I
-    candidate_similarity: Array  # N, to the trigger
-    candidate_request: Array  # N, row of its request
+    user_fields: Any  # R U
+    context_fields: Any  # R C
+    trigger_fields: Any  # R I
+    history_fields: Any  # R L I
+    history_similarity: Any  # R L, to the trigger
+    history_age: Any  # R L, bin of minutes ago
+    related_fields: Any  # R K I
+    related_similarity: Any  # R K
+    related_age: Any  # R K
+    candidate_fields: Any  # N I
+    candidate_similarity: Any  # N, to the trigger
+    candidate_request: Any  # N, row of its request
 
-    def map(self, function: Callable[[Array], Other]) -> "ModelInputs[Other]":
+    def map(self, function: Callable[[Any], Any]) -> "ModelInputs":
         """The same inputs with every array replaced by function(array)."""
         return ModelInputs(*(function(array) for array in self))
 
@@ -126,11 +123,11 @@ class Encoder:
             leaf_category=None if leaf is None else self.schema.index("item", leaf),
         )
 
-    def encode(self, batch: RequestBatch) -> ModelInputs[np.ndarray]:
+    def encode(self, batch: RequestBatch) -> ModelInputs:
         """Raw requests to ModelInputs. Unknown ids become OOV; nothing in a well-formed batch raises."""
         return self.encode_candidates(self.encode_request(batch), batch)
 
-    def encode_request(self, batch: RequestBatch) -> ModelInputs[np.ndarray]:
+    def encode_request(self, batch: RequestBatch) -> ModelInputs:
         """The first half: all that sees no candidate. The candidate arrays are empty."""
         trigger_hashes = self.catalogue.hashes(batch.trigger.tolist())
         trigger_rows = self.catalogue.rows_of_hashes(trigger_hashes)
@@ -153,7 +150,7 @@ class Encoder:
             np.zeros(0, np.int64),
         )
 
-    def encode_candidates(self, inputs: ModelInputs[np.ndarray], batch: RequestBatch) -> ModelInputs[np.ndarray]:
+    def encode_candidates(self, inputs: ModelInputs, batch: RequestBatch) -> ModelInputs:
         """The second half: `inputs` of encode_request with the batch's candidates filled in."""
         rows = self.catalogue.rows(batch.candidate.tolist())
         trigger_rows = self.catalogue.rows(batch.trigger.tolist())
