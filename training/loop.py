@@ -1,0 +1,184 @@
+"""`fit_stage`: the only training loop. Every stage of every model runs through it; `training.train` calls it stage by stage.
+
+A stage freezes all but what it trains, makes a fresh optimiser, and takes steps until its epochs are over or validation has
+stopped improving; then the best weights are put back. Its whole position lives in `StageState`, and a checkpoint holds that, the
+weights, the optimiser and the random state: killed at any moment and resumed, it ends with the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.config import OptimConfig, TrainConfig
+from training.data.batches import Batch, Position
+from training.losses import click_loss, intent_loss
+from training.models.spec import Stage
+from training.scores import all_numbers, score_batches
+
+
+class BatchSource(Protocol):
+    """What `training.data.batches.Batches` offers: the rest of an epoch from a position on."""
+
+    def epoch(self, start: Position = ...) -> Iterator[Batch]:
+        """Batches whose `after` is the position to resume at."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where the numbers of a run go: TensorBoard and the terminal in `training.train`, a list in tests."""
+
+    def step(self, stage: str, step: int, loss: float, n_candidates: int, seconds: float) -> None:
+        """One step was taken, in this many seconds."""
+        ...
+
+    def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
+        """The validation split was scored."""
+        ...
+
+
+@dataclass
+class StageState:
+    """Where a stage stands. Plain values and tensors only: it is written into checkpoints as it is."""
+
+    position: Position = field(default_factory=Position)
+    step: int = 0
+    best: float = float("-inf")
+    best_step: int = 0
+    n_worse: int = 0
+    finished: bool = False
+    best_weights: dict[str, Tensor] | None = None
+
+
+def parameters_by_ratio(model: nn.Module, stage: Stage) -> dict[float, list[nn.Parameter]]:
+    """Freezes what the stage does not train; the trained parameters by the ratio of their learning rate.
+
+    Raises ValueError for a prefix that no parameter has: a stage that silently trains less than it says is worse than none.
+    """
+    unused = {prefix for prefix in (*stage.trains, *stage.learning_rates)}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        hits = [prefix for prefix in stage.trains if _within(name, prefix)]
+        parameter.requires_grad_(bool(hits))
+        if not hits:
+            continue
+        rates = [prefix for prefix in stage.learning_rates if _within(name, prefix)]
+        unused -= {*hits, *rates}
+        ratio = stage.learning_rates[max(rates, key=len)] if rates else 1.0
+        groups.setdefault(ratio, []).append(parameter)
+    unused -= set(stage.learning_rates)  # a rate for a part that an ablation took away does no harm
+    if unused:
+        raise ValueError(f"stage {stage.name!r} trains {sorted(unused)}, but the model has no such parameters")
+    return groups
+
+
+def _within(name: str, prefix: str) -> bool:
+    return prefix == "" or name == prefix or name.startswith(prefix + ".")
+
+
+def make_optimizer(model: nn.Module, stage: Stage, config: OptimConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser over what the stage trains. Old accumulators would freeze the next stage."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups: list[dict[str, Any]] = []
+    for ratio, parameters in parameters_by_ratio(model, stage).items():
+        for decay, of_tables in ((0.0, True), (config.weight_decay, False)):
+            part = [p for p in parameters if (id(p) in tables) == of_tables]
+            if part:
+                groups.append({"params": part, "lr": config.learning_rate * ratio, "weight_decay": decay})
+    if config.kind == "adam":
+        return torch.optim.Adam(groups, foreach=False)
+    return torch.optim.Adagrad(groups, initial_accumulator_value=config.initial_accumulator, foreach=False)
+
+
+def batch_loss(model: Any, stage: Stage, batch: Batch) -> Tensor:
+    """The stage's loss on one batch."""
+    if stage.loss == "intent":
+        state = model.encode_request(batch.inputs)
+        return intent_loss(state["intent"][batch.has_intent], batch.intent[batch.has_intent])
+    state = model.encode_request(batch.inputs, _given_intent(model, stage, batch))
+    return click_loss(model.score(state, batch.inputs).logits, batch.clicks)
+
+
+def _given_intent(model: Any, stage: Stage, batch: Batch) -> Tensor | None:
+    """The label, in stages that are fed it. A clicked request may still lack one (no vector): it gets the prediction."""
+    if stage.intent != "true":
+        return None
+    if bool(batch.has_intent.all()):
+        return batch.intent
+    with torch.no_grad():
+        predicted: Tensor = model.encode_request(batch.inputs)["intent"]
+    return torch.where(batch.has_intent.unsqueeze(1), batch.intent, predicted)
+
+
+def fit_stage(
+    model: nn.Module,
+    stage: Stage,
+    train: BatchSource,
+    validation: BatchSource,
+    config: TrainConfig,
+    recorder: Recorder,
+    state: StageState | None = None,
+    optimizer_state: dict[str, Any] | None = None,
+    checkpoint: Callable[[StageState, torch.optim.Optimizer], None] = lambda _state, _optimizer: None,
+) -> StageState:
+    """Trains one stage from `state` on and leaves the best weights in the model.
+
+    `checkpoint` is called every `config.checkpoint_every` steps with all that is needed to go on from there.
+    """
+    state = state or StageState()
+    optimizer = make_optimizer(model, stage, config.optim)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    model.train()
+    while not state.finished and state.position.epoch < stage.max_epochs:
+        epoch = state.position.epoch
+        for batch in train.epoch(state.position):
+            _step(model, stage, batch, optimizer, state, recorder)
+            state.position = batch.after
+            if state.position.epoch > epoch or (config.evaluate_every and state.step % config.evaluate_every == 0):
+                _validate(model, stage, validation, config, recorder, state)
+            if state.step % config.checkpoint_every == 0:
+                checkpoint(state, optimizer)
+            if state.finished:
+                break
+        if state.position.epoch == epoch and not state.finished:  # the epoch's last pool held nothing
+            state.position = Position(epoch + 1)
+            _validate(model, stage, validation, config, recorder, state)
+    state.finished = True
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+    return state
+
+
+def _step(
+    model: nn.Module, stage: Stage, batch: Batch, optimizer: torch.optim.Optimizer, state: StageState, recorder: Recorder
+) -> None:
+    started = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)
+    loss = batch_loss(model, stage, batch)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"stage {stage.name!r}, step {state.step + 1}: the loss is {loss.item()}; lower the learning rate"
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    state.step += 1
+    recorder.step(stage.name, state.step, loss.item(), len(batch.clicks), time.perf_counter() - started)
+
+
+def _validate(
+    model: nn.Module, stage: Stage, validation: BatchSource, config: TrainConfig, recorder: Recorder, state: StageState
+) -> None:
+    """Scores the validation split with the predicted intent, whatever the stage was fed, and remembers the best weights."""
+    numbers = all_numbers(score_batches(model, validation.epoch()))
+    value = -numbers["intent_kl"] if stage.loss == "intent" else numbers[config.select_by]
+    recorder.validation(stage.name, state.step, numbers)
+    if value > state.best:
+        state.best, state.best_step, state.n_worse = value, state.step, 0
+        state.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    else:
+        state.n_worse += 1
+        state.finished = state.n_worse >= config.patience

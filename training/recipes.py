@@ -1,0 +1,93 @@
+"""Every run we stand behind, as a function that returns a complete `TrainConfig`. `RECIPES` is what `daian train` offers.
+
+A variant is a function that calls another and replaces fields. What each run reached is in EXPERIMENTS.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from training.config import DataConfig, OptimConfig, TrainConfig
+from training.layers.embedding import EmbeddingWidths
+from training.models.daian import DaianConfig
+from training.models.din import DinConfig
+
+
+def daian_paper() -> TrainConfig:
+    """The paper's numbers: Adagrad 0.05, batches of 4,096, MLP 512-256-128, 4 heads, 128 hidden units."""
+    return TrainConfig(name="daian_paper", model=DaianConfig())
+
+
+def din_paper() -> TrainConfig:
+    """DIN under the same numbers."""
+    return TrainConfig(name="din_paper", model=DinConfig())
+
+
+_SMALL = EmbeddingWidths(id=16, category=8, number=4, age=4)
+
+
+def daian_demo() -> TrainConfig:
+    """Small and quick: the simulated world in a minute or two on two cores."""
+    model = DaianConfig(
+        widths=_SMALL,
+        attention="dot",
+        width=32,
+        top=(64, 32),
+        uim_hidden=(64, 32),
+        similarity_width=16,
+        concat_similarity=True,
+        uim_epochs=2,
+        die_epochs=1,
+        joint_epochs=3,
+    )
+    return TrainConfig(
+        name="daian_demo",
+        model=model,
+        optim=OptimConfig(initial_accumulator=1e-3),
+        data=DataConfig(batch_candidates=2048),
+        checkpoint_every=200,
+    )
+
+
+def din_demo() -> TrainConfig:
+    """DIN at the demo's size."""
+    model = DinConfig(widths=_SMALL, attention="dot", top=(64, 32), max_epochs=3)
+    return replace(daian_demo(), name="din_demo", model=model)
+
+
+def daian_wikispeedia() -> TrainConfig:
+    """Wikispeedia, full size: few users return and pages are many, so content and the pair of trigger and candidate count."""
+    model = DaianConfig(
+        attention="dot",
+        hse_product=True,
+        concat_similarity=True,
+        top=(128, 64),
+        uim_hidden=(128, 64),
+        width=64,
+        uim_epochs=2,
+        die_epochs=1,
+        joint_epochs=6,
+    )
+    return TrainConfig(name="daian_wikispeedia", model=model, optim=OptimConfig(initial_accumulator=1e-3))
+
+
+def din_wikispeedia() -> TrainConfig:
+    """DIN on the same data, trigger and similarity included."""
+    model = DinConfig(attention="dot", top=(128, 64), max_epochs=6)
+    return replace(daian_wikispeedia(), name="din_wikispeedia", model=model)
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "daian_paper": daian_paper,
+    "din_paper": din_paper,
+    "daian_demo": daian_demo,
+    "din_demo": din_demo,
+    "daian_wikispeedia": daian_wikispeedia,
+    "din_wikispeedia": din_wikispeedia,
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of a recipe. Raises ValueError listing the recipes for an unknown name."""
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,141 @@
+"""From a recipe's config and a prepared data folder to a trained run folder. Called by `daian train` and the demo.
+
+Interrupted at any moment and called again with the same arguments, it goes on at its newest checkpoint and ends with the same
+weights. It never imports the exporter: whoever calls may hand in a check that refuses a model that cannot be exported.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from service.contract.encoder import Encoder, EncoderSizes
+from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights, write_whole
+from training.config import TrainConfig
+from training.data.batches import Batches, BatchPlan, Position
+from training.data.dataset import Split, open_catalogue, split_files
+from training.data.fit_encoder import fit_encoder
+from training.loop import BatchSource, Recorder, StageState, fit_stage
+from training.models import build_model, spec_of
+from training.scores import all_numbers, score_batches
+
+ExportCheck = Callable[[Any, EncoderSizes], object]  # a model's config and the encoder's sizes; raises to refuse
+
+
+def train(
+    config: TrainConfig,
+    data_folder: Path,
+    run_folder: Path,
+    recorder: Recorder,
+    refuse_if_not_exportable: ExportCheck | None = None,
+) -> dict[str, float]:
+    """Trains all stages and writes the run folder; returns the validation numbers of the final weights.
+
+    Raises DataError for bad data, CheckpointError when the folder holds another run, and whatever the export check raises.
+    """
+    encoder = _encoder(data_folder, run_folder)
+    if refuse_if_not_exportable is not None:
+        refuse_if_not_exportable(config.model, encoder.sizes)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, encoder.sizes)
+    save_run_start(run_folder, config, encoder)
+    validation = evaluation_batches(data_folder, "validation", encoder, config)
+    _fit_all(model, config, data_folder, run_folder, encoder, validation, recorder)
+    save_weights(run_folder, model)
+    numbers = all_numbers(score_batches(model, validation.epoch()))
+    write_metrics(run_folder, "validation", numbers)
+    return numbers
+
+
+def _encoder(data_folder: Path, run_folder: Path) -> Encoder:
+    """The run's own encoder when it has one already, so that a resumed run does not count the training days again."""
+    if (run_folder / "config.json").is_file():
+        return Encoder.open(run_folder / "encoder", open_catalogue(data_folder))
+    return fit_encoder(data_folder)
+
+
+def evaluation_batches(data_folder: Path, split: Split, encoder: Encoder, config: TrainConfig) -> Batches:
+    """The requests of a split in their fixed order."""
+    plan = BatchPlan(batch_candidates=config.data.evaluation_candidates, shuffle=False)
+    return Batches(split_files(data_folder, split), encoder, plan)
+
+
+def _fit_all(
+    model: nn.Module,
+    config: TrainConfig,
+    data_folder: Path,
+    run_folder: Path,
+    encoder: Encoder,
+    validation: BatchSource,
+    recorder: Recorder,
+) -> None:
+    folder = run_folder / "checkpoints"
+    stages = spec_of(config.model).stages(config.model)
+    resumed = Resumed(latest_checkpoint(folder))
+    resumed.restore(model)
+    n_before = resumed.n_before
+    for number in range(resumed.stage, len(stages)):
+        stage = stages[number]
+        plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
+        batches = Batches(split_files(data_folder, "train"), encoder, plan)
+
+        def save(state: StageState, optimizer: torch.optim.Optimizer, number: int = number, before: int = n_before) -> None:
+            content = checkpoint_content(model, number, before, state, optimizer)
+            save_checkpoint(folder, before + state.step, content)
+
+        state, optimizer_state = resumed.state_of(number)
+        state = fit_stage(model, stage, batches, validation, config, recorder, state, optimizer_state, save)
+        n_before += state.step
+        save_checkpoint(folder, n_before, between_stages(model, number + 1, n_before))
+
+
+def checkpoint_content(
+    model: nn.Module, stage: int, n_before: int, state: StageState, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """All that the rest of the run depends on. `n_before`: steps of the stages before this one."""
+    plain = {key: value for key, value in vars(state).items() if key not in ("position", "best_weights")}
+    return {
+        **between_stages(model, stage, n_before),
+        "state": {**plain, "position": asdict(state.position), "best_weights": state.best_weights},
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+def between_stages(model: nn.Module, stage: int, n_before: int) -> dict[str, Any]:
+    """A checkpoint at the start of a stage."""
+    return {"model": model.state_dict(), "random": torch.get_rng_state(), "stage": stage, "n_before": n_before}
+
+
+class Resumed:
+    """What the newest checkpoint says about where to go on; the very start without one."""
+
+    def __init__(self, content: dict[str, Any] | None) -> None:
+        self.content = content
+        self.stage: int = 0 if content is None else content["stage"]
+        self.n_before: int = 0 if content is None else content["n_before"]
+
+    def restore(self, model: nn.Module) -> None:
+        """Puts weights and the random state back."""
+        if self.content is not None:
+            model.load_state_dict(self.content["model"])
+            torch.set_rng_state(self.content["random"])
+
+    def state_of(self, stage: int) -> tuple[StageState | None, dict[str, Any] | None]:
+        """Position and optimiser of the stage that was interrupted; nothing for the others."""
+        if self.content is None or stage != self.stage or "state" not in self.content:
+            return None, None
+        saved = dict(self.content["state"])
+        return StageState(**{**saved, "position": Position(**saved["position"])}), self.content["optimizer"]
+
+
+def write_metrics(run_folder: Path, split: str, numbers: dict[str, Any]) -> None:
+    """Adds the numbers of a split to the run's metrics.json."""
+    path = run_folder / "metrics.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found[split] = numbers
+    write_whole(path, json.dumps(found, indent=1, sort_keys=True).encode())
+
