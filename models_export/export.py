@@ -107,7 +107,7 @@ def _index(folder: Path, encoder: Encoder, tell: Callable[[str], None]) -> dict[
     return report.to_dict()
 
 
-def _encoded(encoder: Encoder, picked: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, ModelInputs[np.ndarray]]]:
+def _encoded(encoder: Encoder, picked: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, ModelInputs]]:
     for case, row in picked:
         yield f"golden {row['request_id']} ({case})", encoder.encode(RequestBatch.from_rows([row]))
 

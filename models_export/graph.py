@@ -108,7 +108,7 @@ def export_graphs(
 
 def example_inputs(
     sizes: EncoderSizes, n_behaviours: int, n_related: int, n_candidates: int, seed: int = 0
-) -> ModelInputs[Tensor]:
+) -> ModelInputs:
     """Random but valid inputs of one request: L = `n_behaviours`, K = `n_related`, N = `n_candidates`."""
     rng = np.random.default_rng(seed)
 
@@ -174,13 +174,13 @@ class _CandidateGraph(nn.Module):
         return outputs.logits, *(outputs.extras[name] for name in sorted(outputs.extras))
 
 
-def _request_inputs(arrays: Sequence[Tensor]) -> ModelInputs[Tensor]:
+def _request_inputs(arrays: Sequence[Tensor]) -> ModelInputs:
     given: dict[str, Any] = dict(zip(REQUEST_SIDE, arrays, strict=True))
     absent = {name: _OtherSide("encode_request", name) for name in ModelInputs._fields if name not in given}
     return ModelInputs(**given, **absent)
 
 
-def _candidate_inputs(fields: Tensor, similarity: Tensor) -> ModelInputs[Tensor]:
+def _candidate_inputs(fields: Tensor, similarity: Tensor) -> ModelInputs:
     absent: dict[str, Any] = {name: _OtherSide("score", name) for name in REQUEST_SIDE}
     request = torch.zeros_like(similarity, dtype=torch.int64)
     return ModelInputs(**absent, candidate_fields=fields, candidate_similarity=similarity, candidate_request=request)

@@ -79,7 +79,7 @@ def measure_recall(index: Any, catalogue: Catalogue, rows: Int64[np.ndarray, " M
 
 
 def _share_as_near(
-    catalogue: Catalogue, rows: Int64[np.ndarray, " M"], query: np.int64, hits: Int64[np.ndarray, " k"]
+    catalogue: Catalogue, rows: Int64[np.ndarray, " M"], query: int, hits: Int64[np.ndarray, " k"]
 ) -> float:
     """Hits at least as similar as the k-th nearest: items with equal vectors are as good as each other."""
     exact = catalogue.similarity(np.array([query]), rows)

@@ -7,6 +7,7 @@ bytes, tables mapped from disk, one thread.
 Never here: the service's own replay of golden requests (`service.runtime`), quality of a model (`training.evaluate`).
 """
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,6 @@ from models_export.graph import (
 from service.contract.encoder import Encoder, EncoderSizes, ModelInputs
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING
-from training.models import build_model
 from training.models.spec import RankingModel
 
 TOLERANCE = 1e-5
@@ -80,7 +80,7 @@ class ExportedModel:
         self._candidates = _open(folder / CANDIDATE_GRAPH)
         self._bound = {name: onnxruntime.OrtValue.ortvalue_from_numpy(table) for name, table in self.tables.items()}
 
-    def score(self, inputs: ModelInputs[np.ndarray]) -> Scores:
+    def score(self, inputs: ModelInputs) -> Scores:
         """The scores of the one request in `inputs` (R = 1)."""
         given = {**inputs._asdict(), **self._bound}
         state = _run(self._request, given)
@@ -89,10 +89,10 @@ class ExportedModel:
         return Scores(outputs[LOGITS], None if intent is None else intent[0])
 
 
-def score_in_torch(model: nn.Module, inputs: ModelInputs[np.ndarray]) -> Scores:
+def score_in_torch(model: nn.Module, inputs: ModelInputs) -> Scores:
     """What PyTorch gives for the same request. The model must be in eval mode."""
     assert isinstance(model, RankingModel)
-    tensors: ModelInputs[Tensor] = inputs.map(torch.from_numpy)
+    tensors: ModelInputs = inputs.map(torch.from_numpy)
     with torch.no_grad():
         state = model.encode_request(tensors)
         logits = model.score(state, tensors).logits
@@ -107,32 +107,31 @@ def check_parity(model: nn.Module, folder: Path, encoder: Encoder, requests: Req
     return compare(model, ExportedModel(folder), _raw_cases(encoder, requests))
 
 
-def check_exportable(config: Any, sizes: EncoderSizes) -> ParityReport:
-    """Build the model of `config` with short tables and large random weights, export it, compare. Takes seconds.
+def check_exportable(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
+    """Export a copy of `model` with short tables and large random weights, and compare on inputs of several sizes.
 
-    Called before a training starts, so that a model that cannot be exported costs no training. Leaves nothing on disk
-    and torch's random numbers as they were. Raises `ExportError` (or its `ParityError`) saying what is wrong.
+    Called before a training starts, so that a model that cannot be exported costs seconds and not a training. Leaves
+    nothing on disk, and the model and torch's random numbers as they were. Raises `ExportError` (or its `ParityError`)
+    saying what is wrong.
     """
-    short = _with_short_tables(sizes)
+    trial = _with_short_tables(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(config, short)
-        for parameter in model.parameters():  # at their start weights are so small that errors hide below the tolerance
+        for parameter in trial.parameters():  # weights at their start are so small that errors stay below the tolerance
             nn.init.normal_(parameter, 0.0, _DRY_RUN_SPREAD)
-    return check_module(model, short)
+    return check_as_it_stands(trial, _with_few_ids(sizes))
 
 
-def check_module(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
-    """The same for a module as it stands."""
+def check_as_it_stands(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
+    """The same with the model's own weights and tables."""
     with tempfile.TemporaryDirectory(prefix="daian-export-") as temporary:
         folder = Path(temporary)
-        export_graphs(model, sizes, {"model": "dry run"}, min_table_bytes=1).save(folder)
-        model.eval()
-        return compare(model, ExportedModel(folder), _random_cases(sizes))
+        export_graphs(model, sizes, {"run": "check"}, min_table_bytes=1).save(folder)
+        return compare(model.eval(), ExportedModel(folder), _random_cases(sizes))
 
 
 def compare(
-    model: nn.Module, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs[np.ndarray]]]
+    model: nn.Module, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs]]
 ) -> ParityReport:
     """The largest difference over `cases` (name, inputs of one request). Raises `ParityError` above `TOLERANCE`."""
     n_cases, worst, worst_case = 0, 0.0, ""
@@ -165,25 +164,32 @@ def _difference(case: str, expected: Scores, found: Scores) -> float:
     return largest
 
 
-def _with_short_tables(sizes: EncoderSizes) -> EncoderSizes:
-    def short(counts: tuple[int, ...]) -> tuple[int, ...]:
+def _with_short_tables(model: nn.Module) -> nn.Module:
+    """A copy in which no embedding table has more than `_DRY_RUN_IDS` rows; the large tables are never copied."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    short = {id(table): nn.Parameter(table.detach()[:_DRY_RUN_IDS].clone()) for table in tables}
+    return copy.deepcopy(model, dict(short))
+
+
+def _with_few_ids(sizes: EncoderSizes) -> EncoderSizes:
+    def few(counts: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(min(count, _DRY_RUN_IDS) for count in counts)
 
-    return replace(sizes, user=short(sizes.user), context=short(sizes.context), item=short(sizes.item))
+    return replace(sizes, user=few(sizes.user), context=few(sizes.context), item=few(sizes.item))
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
-def _random_cases(sizes: EncoderSizes) -> Iterator[tuple[str, ModelInputs[np.ndarray]]]:
+def _random_cases(sizes: EncoderSizes) -> Iterator[tuple[str, ModelInputs]]:
     """Random inputs of several sizes, and each of them with nothing in history and related history."""
     for L, K, N in _FREE_SIZES:
-        inputs: ModelInputs[np.ndarray] = example_inputs(sizes, L, K, N, seed=L).map(Tensor.numpy)
+        inputs: ModelInputs = example_inputs(sizes, L, K, N, seed=L).map(Tensor.numpy)
         yield f"L={L} K={K} N={N}", inputs
         yield f"L={L} K={K} N={N}, empty history", _emptied(_emptied(inputs, "history"), "related")
 
 
-def _raw_cases(encoder: Encoder, requests: RequestBatch) -> Iterator[tuple[str, ModelInputs[np.ndarray]]]:
+def _raw_cases(encoder: Encoder, requests: RequestBatch) -> Iterator[tuple[str, ModelInputs]]:
     rng = np.random.default_rng(0)
     lengths = (0, 1, encoder.rules.max_length)
     for case, (length, twist, n) in enumerate(product(lengths, TWISTS, N_CANDIDATES)):
@@ -227,7 +233,7 @@ def _nearest(encoder: Encoder, trigger: str, n: int) -> list[str]:
     return catalogue.ids(nearest)
 
 
-def _without_vectors(inputs: ModelInputs[np.ndarray]) -> ModelInputs[np.ndarray]:
+def _without_vectors(inputs: ModelInputs) -> ModelInputs:
     """The same request in a shop whose items have no vectors: nothing is similar, nothing is related."""
     return _emptied(inputs, "related")._replace(
         history_similarity=np.full_like(inputs.history_similarity, MISSING),
@@ -235,7 +241,7 @@ def _without_vectors(inputs: ModelInputs[np.ndarray]) -> ModelInputs[np.ndarray]
     )
 
 
-def _emptied(inputs: ModelInputs[np.ndarray], sequence: Literal["history", "related"]) -> ModelInputs[np.ndarray]:
+def _emptied(inputs: ModelInputs, sequence: Literal["history", "related"]) -> ModelInputs:
     """The same request without its history, or without its related history."""
     arrays = {name: getattr(inputs, name) for name in ModelInputs._fields if name.startswith(sequence)}
     empty = {name: np.full_like(array, MISSING if name.endswith("similarity") else 0) for name, array in arrays.items()}

@@ -5,7 +5,6 @@ leading 1 broadcast. `candidate_request` is then not even read, so the graph has
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -22,7 +21,7 @@ class CandidateRows:
     width: int  # candidates of the longest request; unused with one request
 
     @classmethod
-    def of(cls, candidate_request: Int64[Tensor, " N"], n_requests: int) -> Self:
+    def of(cls, candidate_request: Int64[Tensor, " N"], n_requests: int) -> "CandidateRows":
         """Lays the rows out once per call of `score`."""
         if n_requests == 1:
             return cls(1, candidate_request, None, 0)
