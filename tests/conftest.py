@@ -10,11 +10,13 @@ import jaxtyping
 import pytest
 
 PACKAGES = ("service", "training", "models_export")
+# beartype, where an int may be a float, as mypy has it too. A string, because the hook keeps compiled modules by it.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 _loaded = sorted(name for name in sys.modules if name.partition(".")[0] in PACKAGES)
 if _loaded:
     raise RuntimeError(f"imported before the shape checks were on: {', '.join(_loaded)}; no pytest plugin may do that")
-jaxtyping.install_import_hook(PACKAGES, "beartype.beartype")
+jaxtyping.install_import_hook(PACKAGES, CHECKER)
 
 
 @pytest.fixture
