@@ -53,7 +53,7 @@ def test_every_setting_is_read_somewhere(name: str) -> None:
     readers = [
         path
         for path in SOURCES
-        if shown(path) != "service/settings.py" and re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))
+        if shown(path) != "service/settings.py" and re.search(rf"\.{name}\b", path.read_text(encoding="utf-8"))
     ]
     assert readers, f"{variable(name)} is a knob without a wire: nothing reads settings.{name}; wire it or remove it"
 
