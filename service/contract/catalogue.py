@@ -63,7 +63,7 @@ class Catalogue:
         self,
         index: HashIndex,
         id_bytes: UInt8[np.ndarray, " X"],
-        id_offsets: Int64[np.ndarray, " M1"],
+        id_offsets: Int64[np.ndarray, " M2"],
         id_hashes: UInt64[np.ndarray, " M1"],
         columns: Mapping[str, TextColumn | NumberColumn],
         codes: Int8[np.ndarray, "M1 D"],

@@ -322,5 +322,5 @@ def _key(field: Field) -> str:
     return f"{field.side}.{field.name}"
 
 
-def _joined(parts: Sequence[Int64[np.ndarray, "?V"]]) -> Int64[np.ndarray, " W"]:
+def _joined(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " W"]:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -188,7 +188,7 @@ def _offsets(parts: Sequence[Sequence[object]]) -> Int64[np.ndarray, " R1"]:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int64)
 
 
-def _joined_offsets(parts: Sequence[Int64[np.ndarray, "?R1"]]) -> Int64[np.ndarray, " Q1"]:
+def _joined_offsets(parts: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " Q1"]:
     return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part) for part in parts]))]).astype(np.int64)
 
 
@@ -209,7 +209,7 @@ def _columns(records: Sequence[Mapping[str, object]], always: str | None = None)
 
 
 def _joined_columns(
-    parts: Sequence[Mapping[str, Shaped[np.ndarray, "?R"]]], lengths: Sequence[int]
+    parts: Sequence[Mapping[str, Shaped[np.ndarray, " _"]]], lengths: Sequence[int]
 ) -> dict[str, Shaped[np.ndarray, " Q"]]:
     names = dict.fromkeys(name for part in parts for name in part)
     missing = [np.full(length, None, object) for length in lengths]

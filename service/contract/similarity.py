@@ -99,7 +99,7 @@ def search_related(
     # all of them: FAISS ranks by product, we cut by cosine, and the two orders differ where norms do
     products, positions = faiss.knn(query, rows, len(behaviours), metric=faiss.METRIC_INNER_PRODUCT)
     positions = positions[0]
-    similarity = cosine(products[0], norms[trigger], norms[behaviours[positions]])
+    similarity = cosine(products[0], norms[trigger : trigger + 1], norms[behaviours[positions]])
     near = similarity >= np.float32(threshold)
     positions, similarity = positions[near], similarity[near]
     best = np.lexsort((-positions, -similarity))[:at_most]

@@ -90,7 +90,7 @@ class NumberBins:
     def encode(self, values: Sequence[object]) -> Int64[np.ndarray, " Q"]:
         """None and NaN are PAD, what cannot be read as a number is OOV."""
         ids = np.empty(len(values), np.int64)
-        numbers = np.empty(len(values), np.float32)
+        numbers = np.empty(len(values), np.float64)
         for position, value in enumerate(values):
             numbers[position], ids[position] = _number(value)
         bins = np.searchsorted(self.edges, numbers, side="right")

@@ -1,0 +1,129 @@
+"""What Encoder.encode promises whatever it is given: alone = in a batch, order never matters, no future."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract import encoder as encoder_module
+from service.contract.encoder import CANDIDATE_SIDE, ModelInputs
+from service.contract.requests import RequestBatch
+from service.contract.rules import MISSING
+from tests.property.worlds import NOW, RULES, batch, encoder, rows
+
+PADDED = ("history_fields", "history_similarity", "history_age", "related_fields", "related_similarity", "related_age")
+
+
+def assert_same(left: ModelInputs, right: ModelInputs) -> None:
+    """Equal bit for bit, whatever the padding."""
+    for name, a, b in zip(ModelInputs._fields, left, right, strict=True):
+        if name in PADDED:
+            width = min(a.shape[1], b.shape[1])
+            fill = MISSING if name.endswith("similarity") else 0
+            assert (a[:, width:] == fill).all(), name
+            assert (b[:, width:] == fill).all(), name
+            a, b = a[:, :width], b[:, :width]
+        assert a.dtype == b.dtype, name
+        assert a.shape == b.shape, name
+        assert a.tobytes() == b.tobytes(), name
+
+
+def part(inputs: ModelInputs, r: int) -> ModelInputs:
+    """Request r alone, cut out of an encoded batch."""
+    own = inputs.candidate_request == r
+    cut = {name: getattr(inputs, name)[own] for name in CANDIDATE_SIDE}
+    cut["candidate_request"] = np.zeros(own.sum(), np.int64)
+    return ModelInputs(*(cut.get(name, array[r : r + 1]) for name, array in inputs._asdict().items()))
+
+
+@given(st.lists(rows, min_size=1, max_size=4))
+def test_alone_is_in_a_batch_bit_for_bit(given_rows: list[dict[str, object]]) -> None:
+    together = encoder().encode(batch(*given_rows))
+    for r, row in enumerate(given_rows):
+        assert_same(encoder().encode(batch(row)), part(together, r))
+
+
+@given(rows, st.randoms(use_true_random=False))
+def test_order_of_behaviours_never_matters(row: dict[str, object], random: object) -> None:
+    shuffled = list(row["behaviours"])
+    random.shuffle(shuffled)
+    assert_same(encoder().encode(batch(row)), encoder().encode(batch({**row, "behaviours": shuffled})))
+
+
+@given(rows, st.randoms(use_true_random=False))
+def test_order_of_candidates_only_permutes_them(row: dict[str, object], random: object) -> None:
+    order = list(range(len(row["candidates"])))
+    random.shuffle(order)
+    straight = encoder().encode(batch(row))
+    permuted = encoder().encode(batch({**row, "candidates": [row["candidates"][place] for place in order]}))
+    picked = {name: getattr(straight, name)[np.array(order, np.int64)] for name in CANDIDATE_SIDE}
+    assert_same(permuted, straight._replace(**picked))
+
+
+@given(rows, st.lists(st.integers(0, 3_600_000), max_size=4))
+def test_nothing_from_the_future(row: dict[str, object], ahead: list[int]) -> None:
+    later = [{"item": "item-1", "at": row["requested_at"] + ms, "type": "click"} for ms in ahead]
+    seen = encoder().encode(batch({**row, "behaviours": [*row["behaviours"], *later]}))
+    assert_same(seen, encoder().encode(batch(row)))
+
+
+def test_nothing_from_the_future_notices_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saboteur: with the cut off, the property above fails."""
+    monkeypatch.setattr(encoder_module, "is_visible", lambda _rules, age, _same, _window: np.ones(len(age), np.bool_))
+    row = {"request_id": "r", "requested_at": NOW, "trigger": "item-1", "behaviours": []}
+    leaking = encoder().encode(batch({**row, "behaviours": [{"item": "item-2", "at": NOW, "type": "click"}]}))
+    with pytest.raises(AssertionError):
+        assert_same(leaking, encoder().encode(batch(row)))
+
+
+@given(rows, st.integers(1, RULES.opening_window_s * 1_000))
+def test_the_click_that_opened_the_page_may_have_arrived_or_not(row: dict[str, object], ms: int) -> None:
+    opening = {"item": row["trigger"], "at": row["requested_at"] - ms, "type": "click"}
+    arrived = encoder().encode(batch({**row, "behaviours": [*row["behaviours"], opening]}))
+    assert_same(arrived, encoder().encode(batch(row)))
+
+
+@given(rows)
+def test_rows_are_columns(row: dict[str, object]) -> None:
+    there = batch(row, row)
+    back = RequestBatch.from_rows(there.to_rows())
+    assert_same(encoder().encode(there), encoder().encode(back))
+
+
+@given(st.lists(rows, min_size=1, max_size=4), st.data())
+def test_taking_and_joining_requests_changes_none(given_rows: list[dict[str, object]], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.integers(0, len(given_rows) - 1), min_size=1, max_size=5))
+    taken = encoder().encode(batch(*given_rows).take(np.array(chosen, np.int64)))
+    joined = encoder().encode(RequestBatch.concat([batch(given_rows[r]) for r in chosen]))
+    assert_same(taken, joined)
+
+
+@given(st.lists(rows, min_size=1, max_size=3))
+def test_every_id_has_its_row_in_the_tables(given_rows: list[dict[str, object]]) -> None:
+    inputs, sizes = encoder().encode(batch(*given_rows)), encoder().sizes
+    for name, heights in (("user", sizes.user), ("context", sizes.context), ("trigger", sizes.item)):
+        fields = getattr(inputs, f"{name}_fields")
+        assert ((fields >= 0) & (fields < np.array(heights))).all()
+    for name in ("history_fields", "related_fields", "candidate_fields"):
+        fields = getattr(inputs, name)
+        assert ((fields >= 0) & (fields < np.array(sizes.item))).all()
+    assert ((inputs.history_age >= 0) & (inputs.history_age < sizes.n_age_bins)).all()
+
+
+@given(rows)
+def test_related_history_is_what_its_definition_says(row: dict[str, object]) -> None:
+    """Checked against a search without FAISS, written from the definition."""
+    inputs = encoder().encode(batch(row))
+    found = inputs.related_similarity[0][inputs.related_age[0] > 0]
+    catalogue, rules = encoder().catalogue, encoder().rules
+    trigger = catalogue.rows([row["trigger"]])
+    visible = []
+    for behaviour in sorted(row["behaviours"], key=lambda b: (b["at"], catalogue.rows([b["item"]])[0])):
+        age = row["requested_at"] - behaviour["at"]
+        opening = behaviour["item"] == row["trigger"] and age <= rules.opening_window_s * 1_000
+        if behaviour["type"] in rules.types and 0 < age <= rules.related_window_s * 1_000 and not opening:
+            visible.append(float(catalogue.similarity(trigger, catalogue.rows([behaviour["item"]]))[0]))
+    searched = visible[-rules.related_searched :]
+    places = [place for place, value in enumerate(searched) if value >= np.float32(rules.related_threshold)]
+    best = sorted(sorted(places, key=lambda place: (-searched[place], -place))[: rules.related_max])
+    assert found.tolist() == [searched[place] for place in best]

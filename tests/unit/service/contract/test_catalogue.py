@@ -1,0 +1,59 @@
+"""Catalogue: built, saved, mapped, looked up."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.contract.catalogue import Catalogue
+from service.contract.errors import SchemaError
+
+
+def small() -> Catalogue:
+    return Catalogue.build(
+        ["a", "b", "é"],
+        {"category": ["x", None, "x"], "price": [1.5, None, 3]},
+        vectors=np.array([[1, 0], [0, 0], [0.6, 0.8]], np.float32),
+        popularity=np.array([5, 1, 0], np.float32),
+    )
+
+
+def test_what_is_saved_is_what_is_mapped(tmp_path: Path) -> None:
+    small().save(tmp_path)
+    there = Catalogue.open(tmp_path)
+    assert there.rows(["é", "e\u0301", "nobody", None]).tolist() == [3, 3, 0, 0]
+    assert there.ids([1, 3, 0]) == ["a", "é", ""]
+    assert there.raw(1) == {"category": "x", "price": 1.5}
+    assert there.raw(2) == there.raw(0) == {"category": None, "price": None}
+    assert there.popularity.tolist() == [0, 5, 1, 0]
+    assert there.has_vector.tolist() == [False, True, False, True]
+    assert there.similarity(np.array([1]), np.array([1, 2, 3, 0])).tolist() == [1, -2, pytest.approx(0.6, abs=0.01), -2]
+
+
+def test_an_empty_catalogue_knows_nothing(tmp_path: Path) -> None:
+    Catalogue.build([], {"category": []}).save(tmp_path)
+    there = Catalogue.open(tmp_path)
+    assert there.rows(["a"]).tolist() == [0]
+    assert there.similarity(np.array([0]), np.array([0])).tolist() == [-2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"item_ids": ["a", "a"], "fields": {}}, "one id"),
+        ({"item_ids": ["\u00e9", "e\u0301"], "fields": {}}, "one id"),
+        ({"item_ids": ["a"], "fields": {"price": [1, 2]}}, "2 values for 1 items"),
+        ({"item_ids": ["a", "b"], "fields": {"price": [1, "x"]}}, "item field price"),
+        ({"item_ids": ["a"], "fields": {}, "vectors": np.array([[np.nan]], np.float32)}, "NaN"),
+        ({"item_ids": ["a"], "fields": {}, "vectors": np.zeros((1, 1025), np.float32)}, "at most 1024"),
+        ({"item_ids": ["a"], "fields": {}, "vectors": np.zeros((2, 3), np.float32)}, "2 vectors for 1 items"),
+    ],
+)
+def test_contradictions_are_refused(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(SchemaError, match=said):
+        Catalogue.build(**arguments)
+
+
+def test_a_folder_without_a_catalogue_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=str(tmp_path)):
+        Catalogue.open(tmp_path)
