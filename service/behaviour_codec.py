@@ -160,7 +160,7 @@ def decode_profile(user_id: str, value: bytes) -> dict[str, object]:
     return attributes
 
 
-def time_to_live_s(user_id: str, window_days: float) -> int:
+def time_to_live_s(user_id: str, window_days: int) -> int:
     """Seconds until an untouched history expires: the window and a day, plus 0 to 10 %, always the same for one user.
 
     The spread keeps users who were loaded together from expiring together.

@@ -39,7 +39,7 @@ class JudgedEvents:
     n_clamped: int
 
 
-def judge_event(event: BehaviourEvent, now: int, window_days: float) -> BehaviourEvent | Rejection:
+def judge_event(event: BehaviourEvent, now: int, window_days: int) -> BehaviourEvent | Rejection:
     """The event as it is to be stored, or why it is not.
 
     Args:
@@ -55,11 +55,11 @@ def judge_event(event: BehaviourEvent, now: int, window_days: float) -> Behaviou
     if ahead_ms > MAX_AHEAD_MS:
         return Rejection("future_event", f"time is {_span(ahead_ms)} ahead: check the sender's clock")
     if -ahead_ms >= window_days * _DAY_MS:
-        return Rejection("too_old", f"time is {_span(-ahead_ms)} ago, {window_days:g} days are kept: do not send it")
+        return Rejection("too_old", f"time is {_span(-ahead_ms)} ago, {window_days} days are kept: do not send it")
     return replace(event, at=now) if ahead_ms > 0 else event
 
 
-def judge_events(events: Sequence[BehaviourEvent], now: int, window_days: float) -> JudgedEvents:
+def judge_events(events: Sequence[BehaviourEvent], now: int, window_days: int) -> JudgedEvents:
     """Every event of one call judged on its own; order is kept, `index` counts from 0."""
     accepted, rejected, n_clamped = [], [], 0
     for index, event in enumerate(events):

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import redis.asyncio
 import redis.client
@@ -70,6 +70,7 @@ class AppendResult:
     duplicates: int
 
 
+@runtime_checkable
 class UserStore(Protocol):
     """Where users' behaviours and profiles are kept. All times are epoch milliseconds."""
 

@@ -1,0 +1,344 @@
+"""One suite for the port: the same tests on the store in memory and on a real server."""
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from service.behaviour_codec import MAX_ID_BYTES
+from service.embedded_store import embedded_store
+from service.redis_client import command_client
+from service.user_store import (
+    AppendResult,
+    BehaviourEvent,
+    MemoryUserStore,
+    RedisUserStore,
+    StoreCounts,
+    StoredBehaviour,
+    StoredUser,
+    StoreSettings,
+    UserStore,
+)
+
+NOW = 1_795_000_000_000
+DAY = 86_400_000
+KINDS = ("memory", "redis")
+
+Test = Callable[[UserStore], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, embedded_store(Path(folder)) as url:
+        yield url
+
+
+@pytest.fixture(params=KINDS)
+def on_store(request: pytest.FixtureRequest) -> Iterator[Callable[[Test], None]]:
+    """Runs a coroutine on an empty store whose clock stands at NOW."""
+    if request.param == "redis":
+        url = request.getfixturevalue("url")
+        client = command_client(url)
+        client.flushall()
+        client.close()
+
+    def run(test: Test) -> None:
+        async def main() -> None:
+            store: UserStore = MemoryUserStore(clock=lambda: NOW)
+            if request.param == "redis":
+                store = RedisUserStore(StoreSettings(url), clock=lambda: NOW)
+            try:
+                await test(store)
+            finally:
+                await store.close()
+
+        asyncio.run(main())
+
+    yield run
+
+
+def click(item: str, at: int, user: str = "u_1", kind: str = "click", surface: str | None = None) -> BehaviourEvent:
+    return BehaviourEvent(user, item, kind, at, surface)
+
+
+def items(user: StoredUser) -> list[str]:
+    return [behaviour.item for behaviour in user.behaviours]
+
+
+def test_an_unknown_user_is_empty_and_not_degraded(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        assert await store.fetch("nobody", NOW) == StoredUser({}, (), ())
+
+    on_store(test)
+
+
+def test_what_was_appended_is_there_in_time_order(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        events = [click("b", NOW - 2_000, kind="cart"), click("c", NOW - 1_500), click("a", NOW - 3_999)]
+        assert await store.append(events) == AppendResult(3, 0)
+        user = await store.fetch("u_1", NOW)
+        assert user.behaviours == (
+            StoredBehaviour("a", NOW - 4_000, "click"),
+            StoredBehaviour("b", NOW - 2_000, "cart"),
+            StoredBehaviour("c", NOW - 2_000, "click"),
+        )
+        assert user.degraded == ()
+
+    on_store(test)
+
+
+def test_a_behaviour_sent_again_changes_nothing_and_is_counted(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        one = click("a", NOW - 9_000)
+        assert await store.append([one, one]) == AppendResult(1, 1)
+        assert await store.append([one, click("a", NOW - 8_500)]) == AppendResult(0, 2)
+        before = await store.fetch("u_1", NOW)
+        assert items(before) == ["a"]
+
+    on_store(test)
+
+
+def test_the_identity_is_user_item_type_second_and_surface(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        variants = [
+            click("a", NOW - 9_000),
+            click("b", NOW - 9_000),
+            click("a", NOW - 9_000, kind="cart"),
+            click("a", NOW - 7_000),
+            click("a", NOW - 9_000, surface="home"),
+            click("a", NOW - 9_000, user="u_2"),
+        ]
+        assert await store.append(variants) == AppendResult(6, 0)
+        assert len((await store.fetch("u_1", NOW)).behaviours) == 5
+        assert len((await store.fetch("u_2", NOW)).behaviours) == 1
+
+    on_store(test)
+
+
+def test_nothing_at_or_after_the_request_is_seen(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        await store.append([click("before", NOW - 1), click("at", NOW), click("after", NOW + 60_000)])
+        assert items(await store.fetch("u_1", NOW)) == ["before"]
+        assert items(await store.fetch("u_1", NOW + 1)) == ["before", "at"]
+
+    on_store(test)
+
+
+def test_the_window_holds_on_read_for_users_who_stopped_writing(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        await store.append([click("old", NOW - 13 * DAY), click("new", NOW - DAY)])
+        assert items(await store.fetch("u_1", NOW)) == ["old", "new"]
+        assert items(await store.fetch("u_1", NOW + 2 * DAY)) == ["new"]
+        assert items(await store.fetch("u_1", NOW + DAY)) == ["new"]
+        assert items(await store.fetch("u_1", NOW + DAY - 1)) == ["old", "new"]
+
+    on_store(test)
+
+
+def test_the_newest_58_stay(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        events = [click(f"i_{number}", NOW - number * 1_000) for number in range(1, 101)]
+        assert await store.append(events[40:]) == AppendResult(60, 0)
+        assert await store.append(events[:40]) == AppendResult(40, 0)
+        assert items(await store.fetch("u_1", NOW)) == [f"i_{number}" for number in range(58, 0, -1)]
+
+    on_store(test)
+
+
+def test_late_behaviours_fall_into_time_order(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        for item, age in (("c", 1), ("a", 3), ("b", 2)):
+            await store.append([click(item, NOW - age * 60_000)])
+        assert items(await store.fetch("u_1", NOW)) == ["a", "b", "c"]
+
+    on_store(test)
+
+
+def test_a_call_with_hundreds_of_users(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        events = [click(f"i_{number}", NOW - 1_000, user=f"u_{number % 300}") for number in range(900)]
+        assert await store.append(events) == AppendResult(900, 0)
+        assert await store.append(events) == AppendResult(0, 900)
+        assert set(items(await store.fetch("u_7", NOW))) == {"i_7", "i_307", "i_607"}
+
+    on_store(test)
+
+
+def test_no_events_are_no_work(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        assert await store.append([]) == AppendResult(0, 0)
+
+    on_store(test)
+
+
+@pytest.mark.parametrize("bad", [click("a", NOW, kind="impression"), click("", NOW), click("a", NOW, user="\n")])
+def test_what_is_no_behaviour_is_refused_before_anything_is_stored(
+    on_store: Callable[[Test], None], bad: BehaviourEvent
+) -> None:
+    async def test(store: UserStore) -> None:
+        with pytest.raises(ValueError, match=r"stored|an id"):
+            await store.append([click("a", NOW - 1_000), bad])
+        assert await store.fetch("u_1", NOW) == StoredUser()
+
+    on_store(test)
+
+
+def test_profiles(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        await store.put_profile("u_1", {"city": "hz", "age": 31})
+        await store.put_profile("u_1", {"city": "杭州"})
+        assert await store.fetch("u_1", NOW) == StoredUser({"city": "杭州"})
+        assert (await store.fetch("u_2", NOW)).attributes == {}
+
+    on_store(test)
+
+
+@pytest.mark.parametrize("user", ["a}b", "{a}", "%7B", "{", "用户", "e\u0301", "x" * MAX_ID_BYTES, "a:b", "a b"])
+def test_odd_user_ids_keep_to_themselves(on_store: Callable[[Test], None], user: str) -> None:
+    async def test(store: UserStore) -> None:
+        await store.append([click("mine", NOW - 1_000, user=user), click("theirs", NOW - 1_000, user="a")])
+        await store.put_profile(user, {"n": 1})
+        assert await store.fetch(user, NOW) == StoredUser({"n": 1}, (StoredBehaviour("mine", NOW - 1_000, "click"),))
+
+    on_store(test)
+
+
+def test_two_spellings_of_one_id_are_one_user(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        await store.append([click("a", NOW - 1_000, user="caf\u00e9")])
+        assert items(await store.fetch("cafe\u0301", NOW)) == ["a"]
+
+    on_store(test)
+
+
+# From here on: what only the real server has.
+
+
+def on_redis(url: str, test: Callable[[RedisUserStore], Awaitable[None]]) -> StoreCounts:
+    counts = StoreCounts()
+    client = command_client(url)
+    client.flushall()
+    client.close()
+
+    async def main() -> None:
+        store = RedisUserStore(StoreSettings(url), observer=counts, clock=lambda: NOW)
+        await test(store)
+        await store.close()
+
+    asyncio.run(main())
+    return counts
+
+
+def test_keys_have_the_documented_names_and_a_time_to_live(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click("a", NOW - 1_000, user="u{1}")])
+        await store.put_profile("u{1}", {"city": "hz"})
+        keys = {key: await store.writes.ttl(key) for key in await store.writes.keys("*")}
+        assert set(keys) == {b"daian:1:main:{u%7B1%7D}:b", b"daian:1:main:{u%7B1%7D}:p"}
+        assert 15 * 86_400 <= keys[b"daian:1:main:{u%7B1%7D}:b"] <= 15 * 86_400 * 1.1
+        assert 90 * 86_400 - 5 <= keys[b"daian:1:main:{u%7B1%7D}:p"] <= 90 * 86_400
+
+    on_redis(url, test)
+
+
+def test_what_left_the_window_or_the_58_is_removed_from_the_server(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click(f"i_{number}", NOW - number * 1_000) for number in range(100)])
+        assert await store.writes.zcard("daian:1:main:{u_1}:b") == 58
+        await store.append([click("old", NOW - 15 * DAY, user="u_2"), click("new", NOW - 1_000, user="u_2")])
+        assert await store.writes.zcard("daian:1:main:{u_2}:b") == 1
+
+    on_redis(url, test)
+
+
+def test_a7_members_that_are_not_this_users_are_left_out_and_counted(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click("mine", NOW - 1_000), click("theirs", NOW - 2_000, user="u_2")])
+        theirs = (await store.writes.zrange("daian:1:main:{u_2}:b", 0, -1))[0]
+        await store.writes.zadd("daian:1:main:{u_1}:b", {theirs: NOW - 2_000, b"noise": NOW - 3_000, b"": NOW - 4_000})
+        user = await store.fetch("u_1", NOW)
+        assert items(user) == ["mine"]
+        assert user.degraded == ("behaviours_corrupt",)
+
+    assert on_redis(url, test).counts["corrupt", "member"] == 3
+
+
+@pytest.mark.parametrize("suffix", ["b", "p", "x"])
+def test_a7_a_key_of_the_wrong_type_costs_no_more_than_itself(url: str, suffix: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click("mine", NOW - 1_000)])
+        await store.put_profile("u_1", {"city": "hz"})
+        await store.writes.delete("daian:1:main:{u_1}:" + suffix)
+        await store.writes.rpush("daian:1:main:{u_1}:" + suffix, "x")
+        for _ in range(5):
+            user = await store.fetch("u_1", NOW)
+            assert user.degraded == ("behaviours_corrupt",)
+            assert items(user) == (["mine"] if suffix == "p" else [])
+            assert user.attributes == ({} if suffix == "p" else {"city": "hz"})
+        assert (await store.fetch("u_2", NOW)).degraded == ()
+
+    assert ("breaker", "read", "open") not in on_redis(url, test).counts
+
+
+def test_a7_a_profile_of_another_user_is_not_used(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.put_profile("u_2", {"city": "hz"})
+        await store.writes.copy("daian:1:main:{u_2}:p", "daian:1:main:{u_1}:p")
+        assert await store.fetch("u_1", NOW) == StoredUser({}, (), ("behaviours_corrupt",))
+
+    assert on_redis(url, test).counts["corrupt", "profile"] == 1
+
+
+def test_behaviours_before_an_erasure_are_never_read_again(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click("before", NOW - 60_000), click("after", NOW - 1_000)])
+        await store.writes.set("daian:1:main:{u_1}:x", NOW - 30_000)
+        assert items(await store.fetch("u_1", NOW)) == ["after"]
+        await store.writes.set("daian:1:main:{u_1}:x", "soon")
+        assert await store.fetch("u_1", NOW) == StoredUser({}, (), ("behaviours_corrupt",))
+
+    on_redis(url, test)
+
+
+def test_a_tenant_is_a_world_of_its_own(url: str) -> None:
+    async def test(store: RedisUserStore) -> None:
+        await store.append([click("a", NOW - 1_000)])
+        other = RedisUserStore(StoreSettings(url, tenant="other"), clock=lambda: NOW)
+        assert await other.fetch("u_1", NOW) == StoredUser()
+        await other.close()
+
+    on_redis(url, test)
+
+
+def test_narrow_acl_users_can_do_their_work_and_nothing_else(url: str) -> None:
+    """The two users of the documented ACL: one may read, the other also write; neither may look around."""
+    rank = "-@all +zrange +get +ping +hello ~daian:1:* >secret on"
+    events = "+multi +exec +discard +zadd +zremrangebyscore +zremrangebyrank +expire +set +unlink +xadd +info"
+    with ExitStack() as stack:
+        admin = command_client(url)
+        stack.callback(admin.close)
+        stack.callback(lambda: admin.acl_deluser("rank", "events"))
+        admin.flushall()
+        admin.execute_command("ACL", "SETUSER", "rank", "reset", *rank.split())  # type: ignore[no-untyped-call]
+        admin.execute_command("ACL", "SETUSER", "events", "reset", *rank.split(), *events.split())  # type: ignore[no-untyped-call]
+
+        async def test(store: RedisUserStore) -> None:
+            assert await store.append([click("a", NOW - 1_000)]) == AppendResult(1, 0)
+            await store.put_profile("u_1", {"city": "hz"})
+            assert items(await store.fetch("u_1", NOW)) == ["a"]
+            for client, command in ((store.reads, "ZADD k 1 a"), (store.writes, "KEYS *"), (store.writes, "FLUSHALL")):
+                with pytest.raises(Exception, match="permission"):
+                    await client.execute_command(*command.split())
+
+        async def main() -> None:
+            named = [url.replace("unix://", f"unix://{name}:secret@") for name in ("rank", "events")]
+            store = RedisUserStore(StoreSettings(named[0], events_url=named[1]), clock=lambda: NOW)
+            try:
+                await test(store)
+            finally:
+                await store.close()
+
+        asyncio.run(main())
