@@ -19,6 +19,10 @@ WORLD ?= artifacts/data/demo
 RUN ?= artifacts/runs/demo
 RECIPE ?= daian_demo
 BUNDLES ?= artifacts/bundles
+# The load test: arrivals a second, how long, which port on this machine.
+RATE ?= 50
+LOAD_TIME ?= 30s
+PORT ?= 8000
 
 # One stamp for each (torch, dependencies): a second run is instant, a changed pyproject.toml installs again,
 # changed tool settings below the first [tool] table do not.
@@ -80,6 +84,29 @@ e2e-compose: $(READY)  ## docker-compose up to a ranked answer, Redis killed and
 
 demo: $(READY)  ## train a DAIAN on a small world, export, serve, rank, explain (DATA=folder for your own)
 	@$(BIN)/daian demo $(if $(DATA),--data $(DATA)) $(ARGS)
+
+train: $(READY) $(WORLD)/dataset.json  ## train RECIPE (daian_demo) on WORLD into RUN
+	@$(BIN)/daian train $(RECIPE) --data $(WORLD) --out $(RUN) $(ARGS)
+
+export: $(READY)  ## RUN becomes a bundle in BUNDLES; trains first when there is no run
+	@test -e $(RUN)/weights.pt || $(MAKE) --no-print-directory train ARGS=
+	@$(BIN)/daian export $(RUN) --data $(WORLD) --bundles $(BUNDLES) $(ARGS)
+
+$(WORLD)/dataset.json:
+	@$(BIN)/daian data simulate --out $(WORLD)
+
+$(BUNDLES)/current:
+	@$(MAKE) --no-print-directory export ARGS=
+
+serve: $(READY) | $(BUNDLES)/current  ## serve BUNDLES on 127.0.0.1:8000 with an embedded Valkey; makes a bundle when there is none
+	@$(BIN)/daian serve $(BUNDLES) $(ARGS)
+
+load: $(READY) | $(BUNDLES)/current  ## RATE ranks and clicks a second for LOAD_TIME at PORT; starts the service when none answers
+	@mkdir -p artifacts
+	@$(BIN)/python deploy/load.py --bundles $(BUNDLES) --port $(PORT) --rate $(RATE) --run-time $(LOAD_TIME) $(ARGS)
+
+bench: $(READY)  ## the benchmarks beside their baselines
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 ci: check test  ## what CI runs: check, test and a short demo
 	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"
