@@ -8,7 +8,7 @@ weights, the optimiser and the random state: killed at any moment and resumed, i
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from training.models.spec import Stage
 from training.scores import all_numbers, score_batches
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """What `training.data.batches.Batches` offers: the rest of an epoch from a position on."""
 
@@ -28,6 +29,7 @@ class BatchSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Where the numbers of a run go: TensorBoard and the terminal in `training.train`, a list in tests."""
 

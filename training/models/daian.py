@@ -88,7 +88,7 @@ class UserIntentModule(nn.Module):
         n_out = 1 if self.scored else sizes.n_levels
         self.mlp = Mlp(tables.user.width + pooled + item, config.uim_hidden, n_out, config.dropout)
 
-    def forward(self, inputs: ModelInputs[Tensor], shared: RequestTables) -> Tensor:
+    def forward(self, inputs: ModelInputs, shared: RequestTables) -> Tensor:
         """[R S], rows sum to 1; [R 1] in (0, 1) as the ablation's score."""
         tables = self.own_tables or shared
         sequence = tables.behaviours.behaviours(inputs.history_fields, inputs.history_age)
@@ -237,7 +237,7 @@ class Daian(nn.Module):
         assert self.tables.context is not None
         return self.tables.context
 
-    def encode_request(self, inputs: ModelInputs[Tensor], given_intent: Tensor | None = None) -> State:
+    def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:
         """Intent, H_imp, the keys and values of both attentions, and the request's part of the first dense layers."""
         behaviours = self.tables.behaviours
         intent = self.uim(inputs, self.tables)
@@ -261,7 +261,7 @@ class Daian(nn.Module):
         return state
 
     def _interests(
-        self, inputs: ModelInputs[Tensor], trigger: Tensor, intent: Tensor, sequence: Tensor, mask: Tensor
+        self, inputs: ModelInputs, trigger: Tensor, intent: Tensor, sequence: Tensor, mask: Tensor
     ) -> State:
         related = self.tables.behaviours.behaviours(inputs.related_fields, inputs.related_age)
         related_mask = inputs.related_age > 0
@@ -272,7 +272,7 @@ class Daian(nn.Module):
             state["gate"] = self.gate.request_part(h_imp)
         return state
 
-    def score(self, state: State, inputs: ModelInputs[Tensor]) -> ModelOutputs:
+    def score(self, state: State, inputs: ModelInputs) -> ModelOutputs:
         """Logits; per candidate the mean gate of both interests and the share of semantics in e_sim."""
         rows = CandidateRows.of(inputs.candidate_request, state["top"].shape[0])
         item = self.tables.behaviours.item(inputs.candidate_fields)
@@ -318,7 +318,7 @@ def stages(config: DaianConfig) -> tuple[Stage, ...]:
         return (Stage("joint", everything, max_epochs=whole),)
     found: list[Stage] = []
     if config.intent_form == "levels":
-        tables = ("tables",) if config.uim_shares_tables else ()
+        tables = ("tables.user", "tables.behaviours") if config.uim_shares_tables else ()
         found.append(Stage("intent", ("uim", *tables), "intent", "none", "clicked", max_epochs=config.uim_epochs))
     if config.use_die:
         found.append(_die_stage(config, network))

@@ -27,6 +27,7 @@ class DinConfig:
     attention: Literal["mlp", "dot"] = "mlp"
     top: tuple[int, ...] = (512, 256, 128)
     use_trigger: bool = True  # the trigger's fields, and the candidate's similarity to it
+    trigger_product: bool = False  # e_r ⊙ e_a, as in R3S's similarity expert
     trigger_attention: bool = False  # a second pooling with the trigger as query: DIN+2TA
     n_similarity_bins: int = 20
     similarity_width: int = 16
@@ -35,12 +36,12 @@ class DinConfig:
 
 
 class Din(nn.Module):
-    """z = MLP(E_u ⊕ E_ctx ⊕ e_a [⊕ e_r ⊕ e_sem] ⊕ DIN(e_a; E_seq) [⊕ DIN'(e_r; E_seq)])."""
+    """z = MLP(E_u ⊕ E_ctx ⊕ e_a [⊕ e_r ⊕ e_sem ⊕ e_r ⊙ e_a] ⊕ DIN(e_a; E_seq) [⊕ DIN'(e_r; E_seq)])."""
 
     def __init__(self, config: DinConfig, sizes: EncoderSizes) -> None:
         super().__init__()
-        if config.trigger_attention and not config.use_trigger:
-            raise ValueError("trigger_attention pools the history by the trigger: it needs use_trigger=True")
+        if (config.trigger_attention or config.trigger_product) and not config.use_trigger:
+            raise ValueError("trigger_attention and trigger_product read the trigger: they need use_trigger=True")
         self.config = config
         self.user = FieldTables(sizes.user, sizes.user_kinds, config.widths)
         self.context = FieldTables(sizes.context, sizes.context_kinds, config.widths)
@@ -56,9 +57,11 @@ class Din(nn.Module):
         if config.trigger_attention:
             self.trigger_attention = DinAttention(item, behaviour, config.attention)
             request_width += behaviour
+        if config.trigger_product:
+            candidate_width += item
         self.top = TopMlp(request_width, candidate_width, config.top, config.dropout)
 
-    def encode_request(self, inputs: ModelInputs[Tensor], given_intent: Tensor | None = None) -> State:  # noqa: ARG002
+    def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:  # noqa: ARG002
         """The history's keys and the request's part of the first dense layer. DIN predicts no intent."""
         keys = self.behaviours.behaviours(inputs.history_fields, inputs.history_age)
         mask = inputs.history_age > 0
@@ -69,14 +72,17 @@ class Din(nn.Module):
         if self.config.trigger_attention:
             pool = self.trigger_attention
             parts.append(pool(trigger.unsqueeze(1), keys, pool.key_part(keys), mask).squeeze(1))
-        return {
+        state = {
             "history_keys": keys,
             "history_terms": self.target_attention.key_part(keys),
             "history_mask": mask,
             "top": self.top.request_part(torch.cat(parts, dim=-1)),
         }
+        if self.config.trigger_product:
+            state["trigger"] = trigger
+        return state
 
-    def score(self, state: State, inputs: ModelInputs[Tensor]) -> ModelOutputs:
+    def score(self, state: State, inputs: ModelInputs) -> ModelOutputs:
         """Logits of the candidates."""
         rows = CandidateRows.of(inputs.candidate_request, state["top"].shape[0])
         item = self.behaviours.item(inputs.candidate_fields)
@@ -84,6 +90,8 @@ class Din(nn.Module):
         parts = [item, rows.unpad(self.target_attention(rows.pad(item), *history))]
         if self.config.use_trigger:
             parts.append(self.similarity(inputs.candidate_similarity))
+        if self.config.trigger_product:
+            parts.append(item * rows.per_candidate(state["trigger"]))
         logits = self.top(rows.per_candidate(state["top"]), torch.cat(parts, dim=-1))
         return ModelOutputs(logits, {})
 

@@ -31,14 +31,14 @@ class RankingModel(Protocol):
     same code is trained on ragged batches and exported with R = 1 and N free.
     """
 
-    def encode_request(self, inputs: ModelInputs[Tensor], given_intent: Tensor | None = None) -> State:
+    def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:
         """Everything that depends on the request alone. `given_intent` [R S] takes the place of the predicted one.
 
         The key "intent" [R S] is present when the model predicts one; it is always the prediction.
         """
         ...
 
-    def score(self, state: State, inputs: ModelInputs[Tensor]) -> ModelOutputs:
+    def score(self, state: State, inputs: ModelInputs) -> ModelOutputs:
         """One logit per candidate. Of `inputs` only the candidate side is read."""
         ...
 

@@ -1,0 +1,231 @@
+"""DAIAN's own promises: where gradients stop, where the norm ratio tends, what each stage moves, how stages join."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.training.random_inputs import SIZES, random_batch, random_inputs, with_large_weights
+from training.config import OptimConfig
+from training.layers.similarity_bins import SimilarityBins
+from training.loop import batch_loss, make_optimizer
+from training.models import build_model
+from training.models.daian import (
+    SPEC,
+    Daian,
+    DaianConfig,
+    HybridSimilarityEnhancer,
+    IntentAwareGate,
+    mix,
+    norm_ratio,
+)
+
+SMALL = DaianConfig(width=16, top=(16, 8), uim_hidden=(16,), similarity_width=8)
+
+
+def small(config: DaianConfig = SMALL) -> Daian:
+    torch.manual_seed(2)
+    model = build_model(config, SIZES)
+    assert isinstance(model, Daian)
+    return model
+
+
+# ---- gradient stops (trap T17) --------------------------------------------------------------------------------------
+
+
+def test_the_gate_does_not_pull_at_the_interests_it_reads() -> None:
+    gate = with_large_weights(IntentAwareGate(SMALL))
+    h_imp = torch.randn(5, 16, requires_grad=True)
+    h_exp = torch.randn(5, 16, requires_grad=True)
+    e_sim = torch.randn(5, 8, requires_grad=True)
+    w_imp, w_exp = gate(gate.request_part(h_imp), e_sim, h_exp)
+    (w_imp.sum() + w_exp.sum()).backward()
+    assert h_imp.grad is None
+    assert h_exp.grad is None
+    assert e_sim.grad is not None
+    assert e_sim.grad.abs().sum() > 0
+
+
+def test_the_interests_learn_through_what_the_gate_scales() -> None:
+    """∂Ĥ/∂H = w: the stop is on the gate's input, not on the H that is multiplied."""
+    model = with_large_weights(small()).train()
+    inputs = random_inputs((3, 4))
+    state = model.encode_request(inputs)
+    h_imp = state["implicit"].detach().requires_grad_()
+    seen: list[Tensor] = []
+    model.gate.register_forward_hook(lambda _module, _args, w: seen.append(w[0]))
+    model.top.register_forward_pre_hook(lambda _module, args: seen.append(args[1]))
+    # What the forward pass feeds the top: columns [item | DIN | Ĥ_imp | Ĥ_exp].
+    state = {**state, "implicit": h_imp}
+    model.score(state, inputs)
+    w_imp, fed = seen
+    scaled_imp = fed[:, -32:-16]
+    (gradient,) = torch.autograd.grad(scaled_imp.sum(), h_imp)
+    expected = torch.stack([w_imp[inputs.candidate_request == r].sum(0) for r in range(2)])
+    assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", ["ratio", "ratio_both", "ids"])
+def test_the_norm_ratio_never_pulls_at_the_ids(stop: str) -> None:
+    enhancer = with_large_weights(HybridSimilarityEnhancer(replace(SMALL, hse_stop=stop), SIZES))
+    trigger, candidate = torch.randn(4, 32, requires_grad=True), torch.randn(4, 32, requires_grad=True)
+    e_sim, ratio = enhancer(trigger, candidate, torch.tensor([0.1, 0.5, 0.7, 0.95]))
+    if ratio.requires_grad:
+        ratio.sum().backward(retain_graph=True)
+    assert trigger.grad is None
+    assert candidate.grad is None
+    if stop != "ids":
+        e_sim.sum().backward()
+        assert trigger.grad is not None
+        assert trigger.grad.abs().sum() > 0
+
+
+# ---- the norm ratio (traps T13, T14) --------------------------------------------------------------------------------
+
+
+def test_semantics_rule_where_ids_are_weak_and_step_back_where_they_are_strong() -> None:
+    e_sem, e_col = torch.randn(6, 8), torch.randn(6, 8)
+    assert torch.allclose(mix(norm_ratio(e_sem, e_col * 1e-6), e_sem, e_col * 1e-6), e_sem, atol=1e-4)
+    strong = e_col * 1e6
+    assert torch.allclose(mix(norm_ratio(e_sem, strong), e_sem, strong) / 1e6, e_col, atol=1e-4)
+    ratios = torch.stack([norm_ratio(e_sem, e_col * scale) for scale in (0.1, 1.0, 10.0)])
+    assert (ratios[:-1] > ratios[1:]).all()
+
+
+def test_an_id_never_seen_leaves_all_to_semantics_because_the_projection_has_no_bias() -> None:
+    enhancer = with_large_weights(HybridSimilarityEnhancer(SMALL, SIZES))
+    nothing = torch.zeros(3, 32)
+    e_sim, ratio = enhancer(nothing, nothing, torch.tensor([0.1, 0.5, 0.9]))
+    assert torch.equal(ratio, torch.ones(3))
+    assert torch.equal(e_sim, enhancer.semantic(torch.tensor([0.1, 0.5, 0.9])))
+
+
+def test_without_a_vector_the_ids_speak_alone_and_nothing_is_nan() -> None:
+    enhancer = with_large_weights(HybridSimilarityEnhancer(SMALL, SIZES))
+    ids = torch.randn(2, 32, requires_grad=True)
+    e_sim, ratio = enhancer(ids, ids, torch.full((2,), -2.0))
+    assert torch.equal(ratio, torch.zeros(2))
+    assert torch.equal(e_sim, enhancer.collaborative(ids, ids))
+    nothing = torch.zeros(2, 32, requires_grad=True)
+    e_sim, ratio = enhancer(nothing, nothing, torch.full((2,), -2.0))
+    (e_sim.sum() + ratio.sum()).backward()
+    assert torch.isfinite(e_sim).all()
+    assert nothing.grad is not None
+    assert torch.isfinite(nothing.grad).all()
+
+
+def test_untrained_ids_start_weak() -> None:
+    """With torch's own N(0, 1) tables the ratio would start the wrong way round."""
+    torch.manual_seed(0)
+    model = build_model(DaianConfig(), SIZES)
+    inputs = random_inputs((20, 20))
+    share = model.score(model.encode_request(inputs), inputs).extras["semantic_share"]
+    has_vector = inputs.candidate_similarity > -1.5
+    assert share[has_vector].min() > 0.5
+    for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
+        nn.init.normal_(table.weight)
+    share = model.score(model.encode_request(inputs), inputs).extras["semantic_share"]
+    assert share[has_vector].min() < 0.97
+
+
+# ---- bins (trap T11) ------------------------------------------------------------------------------------------------
+
+
+def test_bins_at_their_edges() -> None:
+    bins = SimilarityBins((0.0, 1.0), 6, 4)
+    sixth = torch.tensor(1 / 6)
+    below = torch.nextafter(sixth, torch.tensor(0.0))
+    one = torch.tensor(1.0)
+    values = torch.stack(
+        [torch.tensor(-0.1), torch.tensor(0.0), below, sixth, torch.nextafter(one, sixth), one, one + 1e-6, torch.tensor(-2.0)]
+    )
+    assert bins.bins(values).tolist() == [1, 1, 1, 2, 6, 6, 6, 0]
+
+
+# ---- stages (eq. 19-21) ---------------------------------------------------------------------------------------------
+
+
+def test_the_three_stages_are_the_papers() -> None:
+    intent, interests, joint = SPEC.stages(DaianConfig())
+    assert (intent.loss, intent.requests, intent.trains) == ("intent", "clicked", ("uim",))
+    assert (interests.loss, interests.intent, interests.requests) == ("click", "true", "clicked")
+    assert "uim" not in interests.trains
+    assert "gate" not in interests.trains
+    assert (joint.loss, joint.intent, joint.requests) == ("click", "predicted", "all")
+    assert joint.learning_rates == {"uim": 0.1}
+    model = small()
+    tops = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    assert tops == set(joint.trains)
+
+
+def test_stage_three_starts_as_exactly_what_stage_two_left() -> None:
+    """The gate starts at 1: with the gate and without it the network says the same."""
+    model = with_large_weights(small())
+    nn.init.zeros_(model.gate.gate.out.weight)
+    nn.init.zeros_(model.gate.gate.out.bias)
+    inputs = random_inputs((3, 5))
+    gated = model.score(model.encode_request(inputs), inputs)
+    assert torch.equal(gated.extras["gate_implicit"], torch.ones(8))
+    bare = small(replace(SMALL, use_sein=False))
+    bare.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(gated.logits, bare.score(bare.encode_request(inputs), inputs).logits)
+    nn.init.normal_(model.gate.gate.out.weight)
+    moved = model.score(model.encode_request(inputs), inputs)
+    assert not torch.equal(gated.logits, moved.logits)
+
+
+def test_each_stage_leaves_the_others_parts_bit_for_bit() -> None:
+    model = with_large_weights(small(), spread=0.4).train()
+    batch = random_batch((9, 4, 12, 8, 11))
+    for stage in SPEC.stages(SMALL):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        optimizer = make_optimizer(model, stage, OptimConfig())
+        for _ in range(2):
+            optimizer.zero_grad()
+            batch_loss(model, stage, batch).backward()
+            optimizer.step()
+        after = model.state_dict()
+        moved = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
+        assert moved == set(stage.trains)
+
+
+def test_stage_two_reads_the_label_and_stage_three_the_prediction() -> None:
+    model = with_large_weights(small(), spread=0.4)
+    _, interests, joint = SPEC.stages(SMALL)
+    batch = random_batch((4, 4, 4, 4, 4))
+    other = batch._replace(intent=batch.intent.flip(1))
+    assert not torch.equal(batch_loss(model, interests, batch), batch_loss(model, interests, other))
+    assert torch.equal(batch_loss(model, joint, batch), batch_loss(model, joint, other))
+
+
+def test_a_clicked_request_without_a_label_gets_the_prediction_not_a_constant() -> None:
+    model = with_large_weights(small(), spread=0.4)
+    interests = SPEC.stages(SMALL)[1]
+    batch = random_batch((4, 4, 4, 4, 4))
+    assert not batch.has_intent[-1]
+    filled = batch.intent.clone()
+    filled[-1] = 1 / 6
+    assert torch.equal(batch_loss(model, interests, batch), batch_loss(model, interests, batch._replace(intent=filled)))
+
+
+def test_uim_learns_from_clicks_in_stage_three_at_a_tenth_of_the_rate() -> None:
+    model = with_large_weights(small())
+    joint = SPEC.stages(SMALL)[2]
+    rates = {group["lr"] for group in make_optimizer(model, joint, OptimConfig()).param_groups}
+    assert sorted(rates) == pytest.approx([0.005, 0.05])
+    batch_loss(model, joint, random_batch((4, 4))).backward()
+    assert model.uim.mlp.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_width_must_divide_into_heads() -> None:
+    with pytest.raises(ValueError, match="heads"):
+        small(replace(SMALL, width=18))
+
+
+def test_the_score_ablation_is_one_number() -> None:
+    model = small(replace(SMALL, intent_form="score"))
+    state = model.encode_request(random_inputs((2, 2)))
+    assert "intent" not in state
+    assert math.isfinite(state["implicit"].sum().item())
