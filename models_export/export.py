@@ -18,14 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models_export.golden import GOLDEN_FILE, Row, pick, record
 from models_export.graph import export_graphs
 from models_export.index import build_index, write_index
-from models_export.parity import ExportedModel, check_parity, compare
-from service.contract.bundle import Bundle, point_to, write_bundle
+from models_export.parity import ExportedModel, ParityReport, check_parity, compare
+from service.contract.bundle import MANIFEST, Bundle, current_path, point_to, read_bundle, write_bundle
 from service.contract.encoder import Encoder, ModelInputs
+from service.contract.errors import BundleError
 from service.contract.requests import RequestBatch
 from training.checkpoint import Run, open_run
 from training.config import to_dict
@@ -69,6 +68,18 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
         point_to(plan.bundles, bundle)
     tell(f"published {bundle.path}{' and made it current' if plan.promote else ''}")
     return bundle
+
+
+def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
+    """Parity of a published bundle with the run it was made of; `path` is the bundle or the folder with `current`.
+
+    Raises `BundleError` for a bundle that is not whole or of another encoder, `ParityError` where scores differ.
+    """
+    bundle = read_bundle(path if (path / MANIFEST).is_file() else current_path(path))
+    run = open_run(run_folder, open_catalogue(data))
+    if run.encoder.fingerprint != bundle.open_encoder().fingerprint:
+        raise BundleError(f"{bundle.path} and {run_folder} have different encoders: export that run again")
+    return check_parity(run.model, bundle.path, run.encoder, _sample(data))
 
 
 def _fill(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -142,12 +153,9 @@ def _describe(plan: ExportPlan, run: Run, dataset: Dataset) -> dict[str, Any]:
 
 
 def _version_name(folder: Path, encoder: Encoder) -> str:
-    """Time of the export and six digits of its content: 20261120T0300Z-9f3c2a."""
-    digest = sha256(encoder.fingerprint.encode())
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.read_bytes())
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest.hexdigest()[:6]}"
+    """Time of the export and six digits of encoder and scores: 20261120T030000Z-9f3c2a."""
+    digest = sha256(encoder.fingerprint.encode() + (folder / GOLDEN_FILE).read_bytes()).hexdigest()
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{digest[:6]}"
 
 
 def _code_revision() -> str | None:

@@ -122,6 +122,12 @@ def check_exportable(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
     return check_as_it_stands(trial, _with_few_ids(sizes))
 
 
+def refuse_if_not_exportable(model: RankingModel, encoder: Encoder) -> None:
+    """`check_exportable` as `daian train` calls it before the first step (entry point daian.export_check)."""
+    assert isinstance(model, nn.Module)
+    check_exportable(model, encoder.sizes)
+
+
 def check_as_it_stands(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
     """The same with the model's own weights and tables."""
     with tempfile.TemporaryDirectory(prefix="daian-export-") as temporary:
@@ -130,9 +136,7 @@ def check_as_it_stands(model: nn.Module, sizes: EncoderSizes) -> ParityReport:
         return compare(model.eval(), ExportedModel(folder), _random_cases(sizes))
 
 
-def compare(
-    model: nn.Module, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs]]
-) -> ParityReport:
+def compare(model: nn.Module, exported: ExportedModel, cases: Iterator[tuple[str, ModelInputs]]) -> ParityReport:
     """The largest difference over `cases` (name, inputs of one request). Raises `ParityError` above `TOLERANCE`."""
     n_cases, worst, worst_case = 0, 0.0, ""
     for name, inputs in cases:
