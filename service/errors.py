@@ -13,6 +13,7 @@ what to do. Nothing in this file logs, counts or answers.
         ├── UnsupportedEncoding     415
         ├── ValidationFailed        422  ├── UnknownField            422
         ├── CandidatesLimit         422
+        ├── ModelFailed             500  (never reaches a caller: the ranker degrades)
         └── Busy                    503, with a time after which to come back
             ├── Overloaded              ├── DeadlineExceeded
             ├── Draining                ├── NoModel
@@ -74,6 +75,10 @@ class UnknownField(ServiceError):
 
 class CandidatesLimit(ServiceError):
     """More candidates than `DAIAN_MAX_CANDIDATES`."""
+
+
+class ModelFailed(ServiceError):
+    """A graph raised at run time. The ranker answers without the network."""
 
 
 class Busy(ServiceError):
@@ -140,6 +145,7 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     MemoryError: Verdict(503, "overloaded", "Out of memory"),
     SchemaError: _INTERNAL,
     BundleError: _INTERNAL,
+    ModelFailed: _INTERNAL,
 }
 
 CODES: frozenset[str] = frozenset(verdict.code for verdict in _VERDICTS.values()) | {_INTERNAL.code}
@@ -174,7 +180,7 @@ def problem_of(error: BaseException, instance: str, request_id: str) -> dict[str
         "instance": instance,
         "request_id": request_id,
     }
-    if isinstance(error, ServiceError):
+    if isinstance(error, ServiceError) and verdict is not _INTERNAL:
         problem["detail"] = error.detail
         if error.pointers:
             problem["errors"] = [dict(pointer) for pointer in error.pointers]

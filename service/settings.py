@@ -1,8 +1,9 @@
 """Settings: what whoever operates the service may change, read from `DAIAN_*` and nowhere else.
 
 Called once, by the command that starts the process. Addresses, time-outs and limits live here; no setting can change a
-tensor, because everything that does travels in the bundle. Secrets may also come from a file named by `DAIAN_<NAME>_FILE`.
-A `DAIAN_*` name that we do not know stops the start: a misspelt limit is a limit that does not hold.
+tensor, because everything that does travels in the bundle. Secrets may also come from a file named by
+`DAIAN_<NAME>_FILE`. A `DAIAN_*` name that we do not know stops the start: a misspelt limit is a limit that does not
+hold.
 """
 
 import difflib
@@ -45,7 +46,7 @@ def _cgroup_cores(file: Path) -> int | None:
 class SecretFiles(PydanticBaseSettingsSource):
     """Reads `DAIAN_<NAME>_FILE` for every secret; the file's last line break is not part of the secret."""
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         path = os.environ.get(file_variable(field_name)) if field_name in SECRETS else None
         if path is None:
             return None, field_name, False
@@ -91,7 +92,9 @@ class Settings(BaseSettings):
     max_connections_per_peer: int = Field(256, ge=1, description="open connections per address")
 
     # store
-    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// address; unset starts an embedded server")
+    redis_url: SecretStr | None = Field(
+        None, description="redis:// or rediss:// address; unset starts an embedded server"
+    )
     redis_events_url: SecretStr | None = Field(None, description="address for writes; the same as reads if unset")
     redis_mode: Literal["standalone", "sentinel", "cluster"] = Field("standalone", description="how Redis is laid out")
     redis_sentinel_service: str | None = Field(None, description="name of the master in sentinel mode")

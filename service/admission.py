@@ -1,0 +1,92 @@
+"""Admission and the worker threads: who may be computed, and where.
+
+Called by the routes (enter, before any body is read) and by the ranker (run, one hand-over per request: encoding,
+graphs and ordering stay on one thread). The queue is bounded by predicted wait, not by length, and is looked at twice:
+on entry, and again when a worker takes the job, because a caller that has given up must not cost the next one its turn.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from service.deadline import Deadline
+from service.errors import DeadlineExceeded, Overloaded
+from service.metrics import Metrics
+
+Result = TypeVar("Result")
+
+SAFETY = 1.2  # predicted wait is a mean; the queue's tail is longer
+SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
+SMOOTHING = 0.1  # weight of the newest service time
+
+
+class Admission:
+    """Bounded worker threads behind a queue that refuses whoever cannot be answered in time."""
+
+    def __init__(self, n_threads: int, metrics: Metrics, prepare: Callable[[], None] | None = None) -> None:
+        """`prepare` runs once in each new worker thread: OpenMP keeps its settings per thread."""
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="daian-worker", initializer=prepare)
+        self._n_threads = n_threads
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._service_s = 0.0
+
+    def enter(self, deadline: Deadline) -> None:
+        """Takes a place for one request, which `leave` gives back.
+
+        Raises Overloaded when those before it would, by the mean time of a ranking, use up its deadline.
+        """
+        wait_s = self.predicted_wait_s()
+        if wait_s * SAFETY > SHARE_OF_DEADLINE * deadline.left_s():
+            self._metrics.shed.labels("overload").inc()
+            raise Overloaded(
+                "the queue is longer than this deadline allows: come back later, or allow more time",
+                retry_after_ms=max(100, round(wait_s * 1000)),
+            )
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+
+    def leave(self) -> None:
+        """Gives back the place of a request that was answered, or failed."""
+        self._in_flight -= 1
+        self._metrics.in_flight.set(self._in_flight)
+
+    def predicted_wait_s(self) -> float:
+        """How long a request that came now would wait for a worker."""
+        before = self._in_flight - self._n_threads + 1
+        return max(0, before) * self._service_s / self._n_threads
+
+    async def run(self, work: Callable[[], Result], deadline: Deadline) -> Result:
+        """The result of `work`, run whole in one worker thread.
+
+        Raises DeadlineExceeded when the deadline has passed by the time a worker is free, and whatever `work` raises.
+        """
+        queued_s = time.monotonic()
+
+        def job() -> Result:
+            started_s = time.monotonic()
+            self._metrics.queue_seconds.observe(started_s - queued_s)
+            if deadline.passed():
+                self._metrics.shed.labels("expired").inc()
+                raise DeadlineExceeded("no worker was free before the deadline: come back later, or allow more time")
+            try:
+                return work()
+            finally:
+                self.observe(time.monotonic() - started_s)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    def observe(self, service_s: float) -> None:
+        """Takes one service time into the moving mean; the golden replay gives the first."""
+        with self._lock:
+            weight = SMOOTHING if self._service_s else 1.0
+            self._service_s += weight * (service_s - self._service_s)
+            self._metrics.service_time.set(self._service_s)
+
+    def close(self) -> None:
+        """Lets running work end and drops what still waits."""
+        self._threads.shutdown(wait=True, cancel_futures=True)

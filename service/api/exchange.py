@@ -1,0 +1,144 @@
+"""Exchange: one HTTP request and its answer, with the headers, the log line and the metrics that every answer gets.
+
+The routes give a handler; `endpoint` makes it a Starlette endpoint. All errors, bugs included, end here as
+problem+json, so that the connection survives and nothing of the input comes back.
+"""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.parts import Parts
+from service.errors import BadRequest, BodyTooLarge, problem_of, retry_after_ms_of, verdict_of
+from service.metrics import StageTimer
+
+PROBLEM = "application/problem+json"
+JSON = "application/json"
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_log = logging.getLogger("daian.http")
+
+
+@dataclass
+class Exchange:
+    """What a handler may see and say; `fields` go to the log line, `headers` to the answer."""
+
+    request: Request
+    parts: Parts
+    route: str
+    request_id: str
+    timer: StageTimer = field(default_factory=StageTimer)
+    headers: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, object] = field(default_factory=dict)
+    variant: str = "none"
+    surface: str = "other"
+
+    def answer(self, content: object, status: int = 200, media_type: str = JSON) -> Response:
+        """A JSON answer of plain values."""
+        with self.timer.stage("respond"):
+            body = content if isinstance(content, bytes) else orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(body, status, media_type=media_type)
+
+    def number_header(self, name: str) -> float | None:
+        """A header that must be a positive number. Raises BadRequest when it is not."""
+        found = self.request.headers.get(name)
+        if found is None:
+            return None
+        try:
+            value = float(found)
+        except ValueError:
+            value = -1.0
+        if not 0 < value < 1e9:
+            raise BadRequest(f"{name} must be a positive number of milliseconds")
+        return value
+
+
+Handler = Callable[[Exchange], Awaitable[Response]]
+
+
+def endpoint(route: str, handler: Handler, parts: Parts) -> Callable[[Request], Awaitable[Response]]:
+    """The Starlette endpoint of a handler. `route` is the metric label: the template, never the path that was asked."""
+
+    async def answered(request: Request) -> Response:
+        exchange = Exchange(request, parts, route, header_request_id(request))
+        try:
+            response = await handler(exchange)
+        except Exception as error:  # noqa: BLE001  (the edge of the process: everything becomes an answer)
+            response = problem_response(error, request, exchange.request_id)
+            _note(error, exchange)
+        return _finished(exchange, response)
+
+    return answered
+
+
+def problem_response(error: BaseException, request: Request, request_id: str) -> Response:
+    """Any error as problem+json, with Retry-After where a second try is worth it."""
+    problem = problem_of(error, request.url.path if verdict_of(error).status != 404 else "", request_id)
+    response = Response(orjson.dumps(problem), verdict_of(error).status, media_type=PROBLEM)
+    response.headers["X-Request-Id"] = request_id
+    response.headers["Cache-Control"] = "no-store"
+    wait_ms = retry_after_ms_of(error)
+    if wait_ms is not None:
+        response.headers["Retry-After"] = str(max(1, -(-wait_ms // 1000)))
+    if isinstance(error, BodyTooLarge):  # the rest of the body is still under way
+        response.headers["Connection"] = "close"
+    return response
+
+
+def header_request_id(request: Request) -> str:
+    """The caller's X-Request-Id when it is plain text of a sane length, else a new one."""
+    found = request.headers.get("x-request-id", "")
+    return found if _REQUEST_ID.fullmatch(found) else new_request_id()
+
+
+def new_request_id() -> str:
+    """A UUIDv7 (RFC 9562): sorts by time."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    digits = f"{value:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _note(error: BaseException, exchange: Exchange) -> None:
+    exchange.fields["code"] = verdict_of(error).code
+    if verdict_of(error).status == 500:
+        fields = {"request_id": exchange.request_id, "route": exchange.route}
+        _log.error("bug", exc_info=error, extra={"fields": fields})
+
+
+def _finished(exchange: Exchange, response: Response) -> Response:
+    """Headers, metrics and the log line; the same for success and failure."""
+    headers = {"X-Request-Id": exchange.request_id, "Cache-Control": "no-store"}
+    headers["Server-Timing"] = exchange.timer.header()
+    for name, value in {**headers, **exchange.headers}.items():
+        response.headers[name] = value
+    if exchange.parts.health.draining:
+        response.headers["Connection"] = "close"
+    _measure(exchange, response.status_code)
+    return response
+
+
+def _measure(exchange: Exchange, status: int) -> None:
+    metrics, timer = exchange.parts.metrics, exchange.timer
+    labels = (exchange.route, str(status), exchange.variant, exchange.surface)
+    metrics.requests.labels(*labels).inc()
+    metrics.request_seconds.labels(*labels).observe(timer.total_ms() / 1000)
+    for stage, spent_ms in timer.ms.items():
+        metrics.stage_seconds.labels(stage).observe(spent_ms / 1000)
+    if exchange.fields or status >= 400:
+        fields = {
+            "request_id": exchange.request_id,
+            "route": exchange.route,
+            "status": status,
+            "ms": round(timer.total_ms(), 3),
+            "stages": {name: round(spent_ms, 3) for name, spent_ms in timer.ms.items()},
+            **exchange.fields,
+        }
+        _log.info("request", extra={"fields": fields})

@@ -1,0 +1,300 @@
+"""The endpoints of the service, thin: read, validate, hand over, answer.
+
+`router` is called by `service/app.py` with the parts of the process. `requested_at` is stamped here, and nothing below
+reads the wall clock. Probes are `async` and ask nobody: no dependency decides our health.
+"""
+
+import time
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from service.api import docs, openapi
+from service.api.bodies import FORM, JSON, NDJSON, parse, parse_events, read_body, service_error
+from service.api.exchange import Exchange, Handler, endpoint
+from service.api.parts import Parts
+from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, BehaviourEvent, RankRequest
+from service.behaviour_codec import BehaviourEvent as StoredEvent
+from service.behaviour_codec import StoredBehaviour
+from service.deadline import Deadline
+from service.errors import CandidatesLimit, Draining, NotFound, Overloaded, UnknownField, ValidationFailed
+from service.event_rules import RejectedEvent, Rejection, judge_event
+from service.question import Question
+from service.ranker import Ranking
+from service.runtime import Runtime
+from service.settings import Settings
+
+EVENTS_BODY_BYTES = 8 << 20
+CONTEXT_FIELDS = ("surface", "device", "position")
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def router(parts: Parts) -> APIRouter:
+    """All routes; those of the documentation only while `DAIAN_DOCS` is on."""
+    routes = APIRouter()
+
+    def add(method: str, path: str, handler: Handler, label: str | None = None) -> None:
+        about = openapi.OPERATIONS.get((method, path))
+        routes.add_api_route(
+            path,
+            endpoint(label or path, handler, parts),
+            methods=[method],
+            include_in_schema=about is not None,
+            openapi_extra=about,
+            response_model=None,
+            name=f"{method} {path}",
+        )
+
+    for path in ("/v1/rank", "/rank"):
+        add("POST", path, rank, "/v1/rank")
+    for path in ("/v1/events", "/events"):
+        add("POST", path, events, "/v1/events")
+    for path in ("/livez", "/v2/health/live"):
+        add("GET", path, livez)
+    for path in ("/readyz", "/v2/health/ready"):
+        add("GET", path, readyz)
+    add("GET", "/v1/models", models)
+    add("GET", "/v1/models/{name}/versions/{version}", manifest)
+    add("GET", "/v1/limits", limits)
+    add("GET", "/metrics", metrics)
+    if parts.settings.docs == "on":
+        add("GET", "/openapi.json", openapi_json)
+        add("GET", "/docs", docs_page)
+    return routes
+
+
+# --- ranking ----------------------------------------------------------------------------------------------------------
+
+
+async def rank(exchange: Exchange) -> Response:
+    """`POST /v1/rank`."""
+    parts, timer = exchange.parts, exchange.timer
+    arrived_s, requested_at = time.monotonic(), time.time_ns() // 1_000_000
+    runtime = parts.switch.live
+    exchange.variant = "live"
+    exchange.headers["Daian-Model"] = f"{quote(runtime.label, safe='@._-')};variant=live"
+    with timer.stage("admit"):
+        deadline = Deadline.after_ms(_header_deadline_ms(exchange))
+        parts.admission.enter(deadline)
+    try:
+        body, _ = await read_body(exchange.request, parts.settings.max_body_bytes, (JSON, FORM))
+        with timer.stage("parse"):
+            asked = parse(RankRequest, body)
+            question = question_of(asked, exchange, runtime, requested_at)
+            exchange.request_id = question.request_id
+        if asked.deadline_ms is not None:
+            deadline = deadline.sooner(asked.deadline_ms, arrived_s)
+        ranking = await runtime.ranker.rank(question, deadline, timer)
+    finally:
+        parts.admission.leave()
+    _describe(exchange, ranking, question)
+    return exchange.answer(rank_answer(ranking, question, runtime, timer.rounded()))
+
+
+def _header_deadline_ms(exchange: Exchange) -> float:
+    """The caller's X-Timeout-Ms, known before the body is read, within our own limit."""
+    settings = exchange.parts.settings
+    given = exchange.number_header("x-timeout-ms")
+    return min(given or settings.deadline_ms, settings.max_deadline_ms)
+
+
+def question_of(asked: RankRequest, exchange: Exchange, runtime: Runtime, requested_at: int) -> Question:
+    """The question of a validated body. Raises for what the settings or the bundle do not allow."""
+    _check_limits(asked, exchange.parts.settings)
+    _check_context(asked.context, runtime)
+    given = asked.behaviours
+    return Question(
+        request_id=asked.request_id or exchange.request_id,
+        requested_at=requested_at,
+        user=asked.user,
+        trigger=asked.trigger,
+        candidates=asked.candidates,
+        top_k=asked.top_k,
+        context=asked.context,
+        exclude=asked.exclude,
+        behaviours=None if given is None else [StoredBehaviour(one.item, one.time, one.type) for one in given],
+    )
+
+
+def _check_limits(asked: RankRequest, settings: Settings) -> None:
+    n_candidates, most = len(asked.candidates or ()), settings.max_candidates
+    if n_candidates > most:
+        raise CandidatesLimit(
+            f"{n_candidates} given, {most} allowed: send fewer, or none to use recall",
+            [{"pointer": "/candidates", "code": "too_long"}],
+        )
+    for name, value, limit in (
+        ("top_k", asked.top_k, most),
+        ("deadline_ms", asked.deadline_ms, settings.max_deadline_ms),
+    ):
+        if value is not None and value > limit:
+            raise ValidationFailed(f"{name} is at most {limit}", [{"pointer": f"/{name}", "code": "less_than_equal"}])
+
+
+def _check_context(context: Mapping[str, object], runtime: Runtime) -> None:
+    known = {*CONTEXT_FIELDS, *(found.name for found in runtime.encoder.schema.context)}
+    if not known.issuperset(context):
+        raise UnknownField(
+            f"unknown context field: this model takes {', '.join(sorted(known))}",
+            [{"pointer": "/context", "code": "extra_forbidden"}],
+        )
+
+
+def _describe(exchange: Exchange, ranking: Ranking, question: Question) -> None:
+    """Headers and log fields of a ranking; users appear as a keyed hash."""
+    if ranking.degraded:
+        exchange.headers["Daian-Degraded"] = ", ".join(ranking.degraded)
+    exchange.fields.update(
+        n_candidates=ranking.n_candidates,
+        n_behaviours=ranking.n_used,
+        degraded=list(ranking.degraded),
+        coverage=round(ranking.coverage, 4),
+        model=exchange.headers["Daian-Model"],
+        surface=exchange.surface,
+        user=exchange.parts.hash_user(question.user),
+    )
+
+
+def rank_answer(
+    ranking: Ranking, question: Question, runtime: Runtime, timing_ms: dict[str, float]
+) -> dict[str, object]:
+    """The body of an answer, in plain values."""
+    intent = ranking.intent
+    return {
+        "request_id": question.request_id,
+        "model": {"name": runtime.bundle.name, "version": runtime.bundle.version, "variant": "live"},
+        "degraded": ranking.degraded,
+        "coverage": round(ranking.coverage, 6),
+        "intent": None if intent is None else vars(intent),
+        "behaviours": {"used": ranking.n_used, "similar": ranking.n_similar, "newest_age_s": ranking.newest_age_s},
+        "items": ranking.items,
+        "timing_ms": timing_ms,
+    }
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+async def events(exchange: Exchange) -> Response:
+    """`POST /v1/events`: 200 means stored and visible to the next ranking."""
+    parts = exchange.parts
+    now = time.time_ns() // 1_000_000
+    body, media_type = await read_body(exchange.request, EVENTS_BODY_BYTES, (JSON, NDJSON))
+    with exchange.timer.stage("parse"):
+        accepted, rejected = _judged(parse_events(body, media_type), now, parts.settings.behaviours_window_days)
+    with exchange.timer.stage("behaviours"):
+        stored = await parts.store.append(accepted)
+    for event in accepted:
+        parts.metrics.events.labels(event.type, "accepted").inc()
+    for one in rejected:
+        parts.metrics.events.labels("other", one.code).inc()
+    exchange.fields.update(n_events=len(accepted), n_rejected=len(rejected))
+    return exchange.answer(
+        {
+            "accepted": stored.accepted,
+            "duplicates": stored.duplicates,
+            "rejected": [{"index": one.index, "code": one.code, "detail": one.detail} for one in rejected],
+            "took_ms": round(exchange.timer.total_ms(), 3),
+        }
+    )
+
+
+def _judged(raw: list[object], now: int, window_days: int) -> tuple[list[StoredEvent], list[RejectedEvent]]:
+    """Every event on its own: shaped, judged by the store's rules, or rejected with a code."""
+    accepted, rejected = [], []
+    for index, one in enumerate(raw):
+        try:
+            shaped = BehaviourEvent.model_validate(one)
+        except ValidationError as error:
+            reason = service_error(error, BehaviourEvent)
+            rejected.append(RejectedEvent(index, "malformed", reason.detail))
+            continue
+        event = StoredEvent(shaped.user, shaped.item, shaped.type, shaped.time, shaped.surface)
+        verdict = judge_event(event, now, window_days)
+        if isinstance(verdict, Rejection):
+            rejected.append(RejectedEvent(index, verdict.code, verdict.detail))
+        else:
+            accepted.append(verdict)
+    return accepted, rejected
+
+
+# --- probes and metadata ----------------------------------------------------------------------------------------------
+
+
+async def livez(exchange: Exchange) -> Response:
+    """200 while the event loop runs."""
+    return exchange.answer({"status": "alive"})
+
+
+async def readyz(exchange: Exchange) -> Response:
+    """200 once a bundle passed its golden requests, while not draining. Never asks the store."""
+    parts = exchange.parts
+    if parts.health.draining:
+        raise Draining("this process is about to stop: send new requests elsewhere")
+    if parts.health.is_stuck:
+        raise Overloaded("the event loop is behind: send new requests elsewhere")
+    runtime = parts.switch.live
+    answer: dict[str, object] = {"status": "ready"}
+    if "verbose" in exchange.request.query_params:
+        answer |= {"bundle": runtime.label, "loop_lag_s": round(parts.health.loop_lag_s, 4)}
+    return exchange.answer(answer)
+
+
+async def models(exchange: Exchange) -> Response:
+    """What is loaded."""
+    switch = exchange.parts.switch
+    if not switch.is_loaded:
+        return exchange.answer({"models": []})
+    runtime = switch.live
+    version = {
+        "version": runtime.bundle.version,
+        "state": "live",
+        "loaded_since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(runtime.loaded_at)),
+        "traffic": 1.0,
+    }
+    return exchange.answer({"models": [{"name": runtime.bundle.name, "versions": [version]}]})
+
+
+async def manifest(exchange: Exchange) -> Response:
+    """The manifest of a loaded bundle."""
+    asked = exchange.request.path_params
+    bundle = exchange.parts.switch.live.bundle
+    if (asked["name"], asked["version"]) != (bundle.name, bundle.version):
+        raise NotFound("no such model version is loaded: GET /v1/models lists them")
+    return exchange.answer(dict(bundle.manifest))
+
+
+async def limits(exchange: Exchange) -> Response:
+    """The limits in force."""
+    settings = exchange.parts.settings
+    return exchange.answer(
+        {
+            "candidates": settings.max_candidates,
+            "top_k": settings.max_candidates,
+            "body_bytes": settings.max_body_bytes,
+            "events_body_bytes": EVENTS_BODY_BYTES,
+            "events": MAX_EVENTS,
+            "behaviours": MAX_BEHAVIOURS,
+            "deadline_ms": settings.deadline_ms,
+            "max_deadline_ms": settings.max_deadline_ms,
+        }
+    )
+
+
+async def metrics(exchange: Exchange) -> Response:
+    """Prometheus text."""
+    return exchange.answer(exchange.parts.metrics.text(), media_type=METRICS_TYPE)
+
+
+async def openapi_json(exchange: Exchange) -> Response:
+    """The OpenAPI document."""
+    return exchange.answer(exchange.request.app.openapi())
+
+
+async def docs_page(exchange: Exchange) -> Response:
+    """The page to play with, whole in one file."""
+    exchange.headers["Content-Security-Policy"] = docs.POLICY
+    return exchange.answer(docs.page(), media_type="text/html; charset=utf-8")

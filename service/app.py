@@ -1,0 +1,227 @@
+"""create_app: the parts of one process put together, its routes, error handlers and lifespan.
+
+Called by `daian serve`, by uvicorn in each worker (`create_app_from_environment`) and by tests. The bundle is opened
+and verified before the first request is taken; the store is not asked, because its absence must not keep us from
+starting.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.admission import Admission
+from service.api.exchange import header_request_id, problem_response
+from service.api.openapi import with_components
+from service.api.parts import Health, Parts
+from service.api.routes import router
+from service.contract.errors import BundleError
+from service.errors import BadRequest, MethodNotAllowed, NotFound
+from service.metrics import Metrics, UserHasher, configure_logging
+from service.redis_client import StoreSettings
+from service.request_log import RequestLog
+from service.retriever import use_one_thread
+from service.runtime import RuntimeSwitch, Shared, bundle_to_open, open_runtime
+from service.settings import Settings, read_settings
+from service.user_store import MemoryUserStore, RedisUserStore, UserStore
+
+HEARTBEAT_S = 0.1
+TITLE = "daian"
+_log = logging.getLogger("daian.app")
+
+
+def create_app_from_environment() -> FastAPI:
+    """The app of one uvicorn worker."""
+    settings = read_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    return create_app(settings, drains=True)
+
+
+def create_app(settings: Settings, store: UserStore | None = None, drains: bool = False) -> FastAPI:
+    """An app whose parts are made now and opened in its lifespan.
+
+    `store` replaces the one that the settings name; `drains` puts the drain before the server's own SIGTERM handler.
+    """
+    parts = make_parts(settings, store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with running(parts):
+            if drains:
+                drain_on_sigterm(parts.health, settings.drain_s)
+            yield
+
+    app = FastAPI(
+        title=TITLE, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state.parts = parts
+    app.include_router(router(parts))
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
+    """Everything that needs no event loop and no file."""
+    metrics = Metrics()
+    key = settings.id_hash_key
+    return Parts(
+        settings=settings,
+        switch=RuntimeSwitch(metrics),
+        store=store or make_store(settings, metrics),
+        admission=Admission(settings.scorer_concurrency, metrics, use_one_thread),
+        request_log=RequestLog(settings.request_log, metrics),
+        metrics=metrics,
+        hash_user=UserHasher(key.get_secret_value().encode() if key else None),
+    )
+
+
+def make_store(settings: Settings, metrics: Metrics) -> UserStore:
+    """Redis where an address is given; else users live in this process and are gone with it."""
+    if settings.redis_url is None:
+        return MemoryUserStore(settings.behaviours_window_days, settings.behaviours_keep)
+    return RedisUserStore(store_settings(settings), StoreSignals(metrics))
+
+
+def store_settings(settings: Settings) -> StoreSettings:
+    """The store's own settings, out of ours. Raises ValueError without an address."""
+    if settings.redis_url is None:
+        raise ValueError("DAIAN_REDIS_URL is not set: name a Redis or Valkey server")
+    events_url = settings.redis_events_url
+    return StoreSettings(
+        url=settings.redis_url.get_secret_value(),
+        events_url=events_url.get_secret_value() if events_url else None,
+        timeout_ms=settings.redis_timeout_ms,
+        read_budget_ms=settings.redis_read_budget_ms,
+        pool=settings.redis_pool,
+        pool_wait_ms=settings.redis_pool_wait_ms,
+        breaker_failures=settings.breaker_failures,
+        breaker_open_ms=settings.breaker_open_ms,
+        window_days=settings.behaviours_window_days,
+        keep=settings.behaviours_keep,
+        ca_file=str(settings.redis_ca_file) if settings.redis_ca_file else None,
+    )
+
+
+class StoreSignals:
+    """Turns what the store goes through into metrics (`StoreObserver` of user_store.py)."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def answered(self, operation: str, seconds: float) -> None:
+        """One operation answered in time."""
+        self._metrics.store_seconds.labels(operation).observe(seconds)
+
+    def failed(self, operation: str, kind: str) -> None:
+        """One operation failed, and how."""
+        self._metrics.store_errors.labels(operation, kind).inc()
+
+    def late(self, operation: str) -> None:
+        """A reply landed after its reader had gone on without it."""
+        self._metrics.store_late.labels(operation).inc()
+
+    def corrupt(self, what: str, n: int) -> None:
+        """Values that failed their check."""
+        self._metrics.store_corrupt.labels(what).inc(n)
+
+    def breaker(self, operation: str, is_open: bool) -> None:
+        """A breaker changed its state."""
+        self._metrics.store_breaker_open.labels(operation).set(int(is_open))
+
+
+@contextlib.asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[None]:
+    """Opens the bundle and the log, keeps the heartbeat, and closes everything in the opposite order."""
+    parts.request_log.open()
+    heartbeat = asyncio.create_task(_heartbeat(parts))
+    try:
+        await asyncio.to_thread(load_bundle, parts)
+        yield
+    finally:
+        heartbeat.cancel()
+        await asyncio.gather(heartbeat, return_exceptions=True)
+        parts.admission.close()
+        parts.request_log.close()
+        await parts.store.close()
+
+
+def load_bundle(parts: Parts) -> None:
+    """Opens the bundle that the settings name and makes it live. Raises BundleError, and changes nothing, when it
+    cannot.
+    """
+    settings = parts.settings
+    if settings.bundle_root is None:
+        raise BundleError("DAIAN_BUNDLE_ROOT is not set: name a folder that `daian export` wrote")
+    shared = Shared(parts.store, parts.admission, parts.request_log, parts.metrics)
+    path = bundle_to_open(settings.bundle_root)
+    runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time())
+    parts.switch.replace(runtime)
+    _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+
+def drain_on_sigterm(health: Health, drain_s: float) -> None:
+    """The first SIGTERM makes us not ready and reaches the server `drain_s` later: balancers look elsewhere meanwhile.
+
+    Called in the main thread, after the server has set its own handler. A second SIGTERM stops at once.
+    """
+    loop, stop = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    if not callable(stop):
+        return
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        if health.draining:
+            stop(number, frame)
+            return
+        health.draining = True
+        loop.call_soon_threadsafe(loop.call_later, drain_s, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
+
+
+async def _heartbeat(parts: Parts) -> None:
+    """Measures how late the event loop wakes up; the probes answer from it."""
+    while True:
+        before_s = time.monotonic()
+        await asyncio.sleep(HEARTBEAT_S)
+        lag_s = max(0.0, time.monotonic() - before_s - HEARTBEAT_S)
+        parts.health.loop_lag_s = lag_s
+        parts.metrics.loop_lag.set(lag_s)
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """What Starlette refuses before a route is found: 404, 405 and the like, as problem+json."""
+    assert isinstance(error, HTTPException)
+    known = {
+        404: NotFound("no such path: GET /openapi.json lists all"),
+        405: MethodNotAllowed("this path takes another method: see the Allow header"),
+    }
+    response = problem_response(
+        known.get(error.status_code, BadRequest("this request cannot be routed")), request, header_request_id(request)
+    )
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=TITLE,
+            version=version("daian"),
+            summary="Trigger-induced recommendation: ranks the page below a clicked item",
+            routes=app.routes,
+        )
+        app.openapi_schema = with_components(document)
+    return app.openapi_schema

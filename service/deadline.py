@@ -1,0 +1,34 @@
+"""Deadline: the one clock that a request carries with it, from the first byte to the last chunk.
+
+Made by the routes when a request arrives, read by admission, ranker and scorer. Monotonic, so that a jump of the wall
+clock neither kills nor revives a request. Nobody below makes a second one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment at which an answer loses its worth, on the monotonic clock, in seconds."""
+
+    at_s: float
+    clock: Callable[[], float] = time.monotonic
+
+    @staticmethod
+    def after_ms(budget_ms: float, clock: Callable[[], float] = time.monotonic) -> "Deadline":
+        """The deadline that is `budget_ms` away from now."""
+        return Deadline(clock() + budget_ms / 1000, clock)
+
+    def left_s(self) -> float:
+        """Seconds that are left, negative once it has passed."""
+        return self.at_s - self.clock()
+
+    def passed(self) -> bool:
+        """True once nothing is left."""
+        return self.left_s() <= 0
+
+    def sooner(self, budget_ms: float, since_s: float) -> "Deadline":
+        """The nearer of this deadline and the one `budget_ms` after `since_s` (a moment on the same clock)."""
+        return Deadline(min(self.at_s, since_s + budget_ms / 1000), self.clock)

@@ -1,0 +1,181 @@
+"""Signals: Prometheus series, the stage timer of one request, and the JSON log lines.
+
+Written by every part of the service, read by operators. Histograms, never summaries (quantiles cannot be added over
+replicas); no id in a label. In several processes prometheus-client shares its files through PROMETHEUS_MULTIPROC_DIR,
+which `daian serve` sets before this module is imported. Users appear in logs only as a keyed hash.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+STAGES = ("admit", "parse", "behaviours", "encode", "request_graph", "recall", "candidate_graph", "order", "respond")
+BUCKETS_S = tuple(ms / 1000 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 250, 500, 1000, 2500))
+COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+SHARE_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+AGE_BUCKETS_S = (1, 5, 30, 60, 300, 1800, 3600, 21_600, 86_400, 3 * 86_400, 7 * 86_400, 14 * 86_400)
+
+
+class StageTimer:
+    """Times the stages of one request; used by one thread after the other, never by two at once."""
+
+    def __init__(self) -> None:
+        self.started_s = time.perf_counter()
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to the stage's total, also when the block raises."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started_s) * 1000
+
+    def total_ms(self) -> float:
+        """Milliseconds since the timer was made."""
+        return (time.perf_counter() - self.started_s) * 1000
+
+    def rounded(self) -> dict[str, float]:
+        """Total and stages in milliseconds, as `timing_ms` of the answer has them."""
+        return {"total": round(self.total_ms(), 3), **{name: round(self.ms.get(name, 0.0), 3) for name in STAGES[:-1]}}
+
+    def header(self) -> str:
+        """The value of a Server-Timing header."""
+        stages = [f"{name};dur={self.ms[name]:.3f}" for name in STAGES if name in self.ms]
+        return ", ".join([f"total;dur={self.total_ms():.3f}", *stages])
+
+
+class Metrics:
+    """All series of one process. Constructed once by the app; tests make one each, on its own registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        r = self.registry
+        labels = ["route", "status", "variant", "surface"]
+        self.requests = Counter("daian_requests", "Requests answered", labels, registry=r)
+        self.request_seconds = Histogram(
+            "daian_request_seconds", "Time from arrival to answer", labels, registry=r, buckets=BUCKETS_S
+        )
+        self.stage_seconds = Histogram(
+            "daian_stage_seconds", "Time per stage of a ranking", ["stage"], registry=r, buckets=BUCKETS_S
+        )
+        self.degraded = Counter("daian_degraded", "Rankings answered without some part", ["reason"], registry=r)
+        self.shed = Counter("daian_shed", "Requests refused to protect the rest", ["reason"], registry=r)
+        self.in_flight = Gauge(
+            "daian_in_flight", "Rankings admitted and not yet answered", registry=r, multiprocess_mode="livesum"
+        )
+        self.queue_seconds = Histogram(
+            "daian_queue_seconds", "Time between admission and a free worker", registry=r, buckets=BUCKETS_S
+        )
+        self.service_time = Gauge(
+            "daian_service_time_ewma_seconds", "Moving mean of a worker's time per ranking", registry=r,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.candidates = Histogram("daian_candidates", "Candidates per ranking", registry=r, buckets=COUNT_BUCKETS)
+        self.coverage = Histogram("daian_coverage", "Share scored by the network", registry=r, buckets=SHARE_BUCKETS)
+        self.cold = Counter("daian_cold", "Ids that the bundle does not know", ["kind"], registry=r)
+        self.behaviours_used = Histogram(
+            "daian_behaviours_used", "Behaviours in the history of a ranking", registry=r, buckets=COUNT_BUCKETS
+        )
+        self.behaviour_age = Histogram(
+            "daian_behaviour_age_seconds", "Age of the newest behaviour", registry=r, buckets=AGE_BUCKETS_S
+        )
+        self.top_level = Counter("daian_top_level", "Similarity level of the item ranked first", ["level"], registry=r)
+        self.events = Counter("daian_events", "Events received", ["type", "outcome"], registry=r)
+        self.store_seconds = Histogram(
+            "daian_store_seconds", "Time of one store operation", ["op"], registry=r, buckets=BUCKETS_S
+        )
+        self.store_errors = Counter("daian_store_errors", "Failed store operations", ["op", "kind"], registry=r)
+        self.store_breaker_open = Gauge(
+            "daian_store_breaker_open", "1 while the breaker is open", ["pool"], registry=r, multiprocess_mode="livemax"
+        )
+        self.store_late = Counter("daian_store_late_replies", "Replies after the read budget", ["pool"], registry=r)
+        self.store_corrupt = Counter(
+            "daian_store_corrupt", "Stored values that failed their check", ["what"], registry=r
+        )
+        self.bundle_info = Gauge(
+            "daian_bundle_info", "The bundle that answers", ["name", "version", "variant"], registry=r,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.bundle_loads = Counter("daian_bundle_loads", "Bundles opened or refused", ["outcome"], registry=r)
+        self.bundle_load_seconds = Histogram(
+            "daian_bundle_load_seconds", "Time to open and verify a bundle", ["outcome"], registry=r
+        )
+        self.loop_lag = Gauge(
+            "daian_loop_lag_seconds", "Delay of the event loop's heartbeat", registry=r, multiprocess_mode="livemax"
+        )
+        self.log_dropped = Counter(
+            "daian_log_dropped", "Log rows dropped because the queue was full", ["log"], registry=r
+        )
+
+    def text(self) -> bytes:
+        """Everything in the Prometheus text format; over all workers when they share a directory."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            shared = CollectorRegistry()
+            MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+            return generate_latest(shared)
+        return generate_latest(self.registry)
+
+
+class UserHasher:
+    """Names a user in logs: 12 hex digits of HMAC-SHA-256, the same within a process (or a fleet that shares the
+    key).
+    """
+
+    def __init__(self, key: bytes | None) -> None:
+        self._key = key or os.urandom(32)
+
+    def __call__(self, user_id: str | None) -> str | None:
+        if user_id is None:
+            return None
+        return hmac.new(self._key, user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:12]
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line: ts, level, event and the fields given as `extra={"fields": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            line.update(fields)
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["where"] = _where(record)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _where(record: logging.LogRecord) -> list[str]:
+    """The frames of an exception without its message: a message may hold ids."""
+    frames = []
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")
+        trace = trace.tb_next
+    return frames[-8:]
+
+
+def configure_logging(level: str, style: str) -> None:
+    """Sends every log line of the process to stdout, as JSON lines or as text."""
+    handler = logging.StreamHandler(sys.stdout)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s %(fields)s", defaults={"fields": ""})
+    handler.setFormatter(JsonLines() if style == "json" else text)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

@@ -1,0 +1,234 @@
+"""Ranker.rank: one request, start to end.
+
+Called by the routes with a validated question, a deadline that was admitted, and a stage timer. The store is asked in
+the event loop; everything after it (encoding, both graphs, recall, order) is one piece of work in one worker thread. A
+part that fails costs quality, never the answer, and is named in `degraded`; `page.py` has the ladder of what is left.
+Never here: HTTP, JSON, wall clocks, tensors of its own making.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from service import page
+from service.admission import Admission
+from service.contract.encoder import Encoder, ModelInputs
+from service.contract.requests import RequestBatch
+from service.deadline import Deadline
+from service.errors import ModelFailed
+from service.metrics import Metrics, StageTimer
+from service.question import Question, distinct_ids, row_of
+from service.request_log import RequestLog
+from service.retriever import Retriever
+from service.scorer import RequestState, Scorer
+from service.user_store import StoredUser, UserStore
+
+RECALLED_TOP_K = 20  # items answered when the candidates come from recall and the caller names no top_k
+_log = logging.getLogger("daian.ranker")
+
+
+@dataclass(frozen=True)
+class Intent:
+    """The distribution over similarity levels, as predicted and as applied by recall and scoring."""
+
+    edges: list[float]
+    predicted: list[float]
+    applied: list[float]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The answer in plain values; `row` is what was ranked, as a row of the contract."""
+
+    degraded: tuple[str, ...]
+    coverage: float
+    intent: Intent | None
+    n_used: int
+    n_similar: int
+    newest_age_s: float | None
+    n_candidates: int
+    items: list[dict[str, object]]
+    row: dict[str, object]
+
+
+@dataclass
+class Turn:
+    """One request on its way through the worker thread; `missing` collects what the answer lacks, in order."""
+
+    question: Question
+    user: StoredUser
+    deadline: Deadline
+    timer: StageTimer
+    missing: dict[str, None] = field(default_factory=dict)
+
+    def lost(self, *reasons: str) -> None:
+        """Notes reasons for the answer's `degraded` list."""
+        self.missing.update(dict.fromkeys(reasons))
+
+
+class Ranker:
+    """Ranks with one bundle. The runtime makes one per bundle; store, admission, log and metrics outlive it."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        scorer: Scorer,
+        retriever: Retriever,
+        prior: float,
+        store: UserStore,
+        admission: Admission,
+        request_log: RequestLog,
+        metrics: Metrics,
+    ) -> None:
+        self._encoder, self._catalogue = encoder, encoder.catalogue
+        self._scorer, self._retriever, self._prior = scorer, retriever, prior
+        self._store, self._admission = store, admission
+        self._request_log, self._metrics = request_log, metrics
+
+    async def rank(self, question: Question, deadline: Deadline, timer: StageTimer) -> Ranking:
+        """The ranked page of one question.
+
+        Raises DeadlineExceeded when no worker was free in time; every other failure becomes a degraded answer.
+        """
+        with timer.stage("behaviours"):
+            user = await self._fetch(question)
+        turn = Turn(question, user, deadline, timer, dict.fromkeys(user.degraded))
+        ranking = await self._admission.run(partial(self.compute, turn), deadline)
+        self._request_log.append(ranking.row)
+        self._observe(ranking)
+        return ranking
+
+    async def _fetch(self, question: Question) -> StoredUser:
+        """The user's profile and behaviours; anonymous callers and those who bring their own cost no round trip."""
+        if question.user is None or question.behaviours is not None:
+            return StoredUser(behaviours=tuple(question.behaviours or ()))
+        return await self._store.fetch(question.user, question.requested_at)
+
+    def compute(self, turn: Turn) -> Ranking:
+        """The CPU part, whole, in the calling thread."""
+        asked = turn.question.candidates
+        with turn.timer.stage("encode"):
+            batch = RequestBatch.from_rows([self._row(turn, [])])
+            inputs = self._encoder.encode_request(batch)
+        state = self._request_state(turn, inputs)
+        ids = self._recall(turn, state) if asked is None else distinct_ids(asked, turn.question.exclude)
+        with turn.timer.stage("encode"):
+            inputs = self._encoder.encode_candidates(inputs, batch.with_candidates(ids))
+        logits = self._logits(turn, state, inputs)
+        with turn.timer.stage("order"):
+            return self._ranking(turn, self._scored(turn, ids, inputs, logits), state, inputs)
+
+    def _row(self, turn: Turn, ids: Sequence[str]) -> dict[str, object]:
+        return row_of(turn.question, self._encoder.schema, turn.user.attributes, turn.user.behaviours, ids)
+
+    def _request_state(self, turn: Turn, inputs: ModelInputs) -> RequestState | None:
+        """The request graph's state; None when it failed or its time was already over."""
+        if turn.deadline.passed():
+            turn.lost("deadline")
+            return None
+        try:
+            with turn.timer.stage("request_graph"):
+                return self._scorer.encode_request(inputs)
+        except ModelFailed:
+            _log.exception("request graph failed")
+            return None
+
+    def _recall(self, turn: Turn, state: RequestState | None) -> list[str]:
+        """Candidates from the index, in id order: equal scores then have one order."""
+        with turn.timer.stage("recall"):
+            by_time = sorted(turn.user.behaviours, key=lambda behaviour: behaviour.at)
+            recalled = self._retriever.recall(
+                self._row_number(turn.question.trigger),
+                self._catalogue.rows([behaviour.item for behaviour in by_time]),
+                None if state is None else state.intent,
+                self._catalogue.rows(list(turn.question.exclude)),
+            )
+            if not recalled.near:
+                turn.lost("recall")
+            return sorted(self._catalogue.ids(recalled.rows))
+
+    def _logits(self, turn: Turn, state: RequestState | None, inputs: ModelInputs) -> Float32[np.ndarray, " N"]:
+        """Logits where the network reached in time, NaN elsewhere, with the reasons noted."""
+        logits = np.full(len(inputs.candidate_similarity), np.nan, np.float32)
+        if state is not None and len(logits):
+            try:
+                with turn.timer.stage("candidate_graph"):
+                    scores = self._scorer.score(state, inputs, turn.deadline)
+                logits[: len(scores.logits)] = scores.logits
+                turn.lost(*[] if scores.in_time else ["deadline"])
+                turn.lost(*[] if np.isfinite(scores.logits).all() else ["scores"])
+            except ModelFailed:
+                _log.exception("candidate graph failed")
+        if state is None or (len(logits) and not np.isfinite(logits).any()):
+            turn.lost("model")
+        return logits
+
+    def _scored(
+        self, turn: Turn, ids: Sequence[str], inputs: ModelInputs, logits: Float32[np.ndarray, " N"]
+    ) -> page.Scored:
+        rows: Int64[np.ndarray, " N"] = self._catalogue.rows(ids)
+        if self._row_number(turn.question.trigger) == 0:
+            turn.lost("trigger_unknown")
+        if len(rows) and not rows.any():
+            turn.lost("candidates_unknown")
+        levels = self._encoder.scale.level(inputs.candidate_similarity)
+        return page.Scored(ids, logits, inputs.candidate_similarity, levels, self._catalogue.popularity[rows], rows > 0)
+
+    def _ranking(self, turn: Turn, scored: page.Scored, state: RequestState | None, inputs: ModelInputs) -> Ranking:
+        history = page.History(
+            n_used=int((inputs.history_age[0] > 0).sum()),
+            n_similar=int((inputs.related_age[0] > 0).sum()),
+            related_threshold=self._encoder.rules.related_threshold,
+        )
+        items = page.items(scored, self._top_k(turn.question, len(scored.ids)), history, self._prior)
+        return Ranking(
+            degraded=tuple(turn.missing),
+            coverage=scored.coverage,
+            intent=self._intent(state),
+            n_used=history.n_used,
+            n_similar=history.n_similar,
+            newest_age_s=_newest_age_s(turn) if history.n_used else None,
+            n_candidates=len(scored.ids),
+            items=items,
+            row=self._row(turn, [str(item["id"]) for item in items]),
+        )
+
+    def _intent(self, state: RequestState | None) -> Intent | None:
+        if state is None or state.intent is None:
+            return None
+        predicted = state.intent.tolist()
+        return Intent(self._encoder.scale.edges.tolist(), predicted, predicted)
+
+    def _row_number(self, item: str) -> int:
+        return int(self._catalogue.rows([item])[0])
+
+    @staticmethod
+    def _top_k(question: Question, n_candidates: int) -> int:
+        if question.top_k is not None:
+            return question.top_k
+        return n_candidates if question.candidates is not None else RECALLED_TOP_K
+
+    def _observe(self, ranking: Ranking) -> None:
+        metrics = self._metrics
+        metrics.candidates.observe(ranking.n_candidates)
+        metrics.coverage.observe(ranking.coverage)
+        metrics.behaviours_used.observe(ranking.n_used)
+        if ranking.newest_age_s is not None:
+            metrics.behaviour_age.observe(ranking.newest_age_s)
+        for reason in ranking.degraded:
+            metrics.degraded.labels(reason).inc()
+        if ranking.items:
+            metrics.top_level.labels(str(ranking.items[0]["level"])).inc()
+        n_cold = sum(1 for item in ranking.items if item["cold"])
+        metrics.cold.labels("candidate").inc(n_cold)
+        metrics.cold.labels("trigger").inc("trigger_unknown" in ranking.degraded)
+
+
+def _newest_age_s(turn: Turn) -> float | None:
+    """Seconds since the newest behaviour before the request, as the caller may check it against its own clicks."""
+    times = [one.at for one in turn.user.behaviours if one.at < turn.question.requested_at]
+    return round((turn.question.requested_at - max(times)) / 1000, 3) if times else None

@@ -1,0 +1,206 @@
+"""Runtime: one opened bundle, verified and warm; RuntimeSwitch: the one reference to the bundle that answers.
+
+`service/app.py` opens a runtime at start; promoting a bundle opens the next one beside it and replaces the reference
+only after its golden requests scored as recorded. A failure anywhere leaves the old one serving. Nothing here is ever
+changed in place: requests in flight end on the runtime they began with.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from service.admission import Admission
+from service.contract.bundle import Bundle, current_path, read_bundle
+from service.contract.encoder import Encoder
+from service.contract.errors import BundleError, RequestError
+from service.contract.requests import RequestBatch
+from service.deadline import Deadline
+from service.errors import ModelFailed, NoModel
+from service.metrics import Metrics
+from service.ranker import Ranker
+from service.request_log import RequestLog
+from service.retriever import Retriever
+from service.scorer import Graph, Scorer
+from service.user_store import UserStore
+
+TOLERANCE = 1e-5
+GOLDEN = "golden.jsonl"
+INDEX = "catalogue/recall.faiss"
+INDEX_LIMIT_FACTOR = 2  # FAISS may allocate so many times the file's size; its own default is one terabyte
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What outlives a bundle: the parts that every runtime of a process works with."""
+
+    store: UserStore
+    admission: Admission
+    request_log: RequestLog
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One bundle, ready to rank. Immutable."""
+
+    bundle: Bundle
+    encoder: Encoder
+    scorer: Scorer
+    ranker: Ranker
+    loaded_at: float  # epoch seconds, for people
+
+    @property
+    def label(self) -> str:
+        """`name@version`, as the Daian-Model header has it."""
+        return f"{self.bundle.name}@{self.bundle.version}"
+
+
+def open_runtime(path: Path, shared: Shared, chunk: int, ort_threads: int, loaded_at: float) -> Runtime:
+    """Opens, verifies and warms the bundle in `path`.
+
+    Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request does not fit.
+    """
+    started_s = time.perf_counter()
+    outcome = "refused"
+    try:
+        bundle = read_bundle(path)
+        encoder = bundle.open_encoder()
+        scorer = open_scorer(bundle, chunk, ort_threads)
+        self_check(bundle, encoder, scorer, shared.admission)
+        retriever = Retriever(encoder, _open_index(bundle))
+        retriever.warm_up()
+        ranker = Ranker(encoder, scorer, retriever, _prior(bundle), **vars(shared))
+        outcome = "loaded"
+        return Runtime(bundle, encoder, scorer, ranker, loaded_at)
+    finally:
+        shared.metrics.bundle_loads.labels(outcome).inc()
+        shared.metrics.bundle_load_seconds.labels(outcome).observe(time.perf_counter() - started_s)
+
+
+def open_scorer(bundle: Bundle, chunk: int, ort_threads: int) -> Scorer:
+    """Both graphs, from the very bytes that were hashed, over tables mapped from disk."""
+    tables = {
+        Path(name).stem: _mapped(bundle, name) for name in bundle.files if name.startswith("tables/")
+    }  # fmt: skip
+    request, candidates = (
+        Graph(name, bundle.read(name), tables, ort_threads) for name in ("request.onnx", "candidates.onnx")
+    )
+    return Scorer(request, candidates, chunk)
+
+
+def self_check(bundle: Bundle, encoder: Encoder, scorer: Scorer, admission: Admission | None = None) -> int:
+    """Replays the golden requests; this is also the warm-up, and gives admission its first service times.
+
+    Returns how many there were. Raises BundleError when there is none, or a logit differs by more than TOLERANCE.
+    """
+    n_checked = 0
+    for number, (case, batch, expected) in enumerate(_golden(bundle), start=1):
+        started_s = time.perf_counter()
+        logits = _replayed(bundle, number, encoder, scorer, batch)
+        if logits.shape != expected.shape:
+            raise BundleError(
+                f"{bundle.path / GOLDEN}, line {number}: {len(expected)} logits for {len(logits)} candidates"
+            )
+        difference = float(np.abs(logits - expected).max(initial=0.0))
+        if not difference <= TOLERANCE:  # also true for NaN
+            raise BundleError(
+                f"{bundle.path / GOLDEN}, line {number} ({case}): logits differ by {difference:.3g} from the recorded, "
+                f"{TOLERANCE:g} is allowed: export the bundle again"
+            )
+        if admission is not None and number > 1:  # the first one pays for memory that later ones find ready
+            admission.observe(time.perf_counter() - started_s)
+        n_checked += 1
+    if n_checked == 0:
+        raise BundleError(
+            f"{bundle.path / GOLDEN} holds no golden request: a bundle that cannot be checked is not served"
+        )
+    return n_checked
+
+
+def _replayed(bundle: Bundle, number: int, encoder: Encoder, scorer: Scorer, batch: RequestBatch) -> np.ndarray:
+    inputs = encoder.encode(batch)
+    try:
+        return scorer.score(scorer.encode_request(inputs), inputs, Deadline.after_ms(60_000)).logits
+    except ModelFailed as error:
+        raise BundleError(f"{bundle.path / GOLDEN}, line {number}: {error}") from error
+
+
+def _golden(bundle: Bundle) -> Iterator[tuple[str, RequestBatch, np.ndarray]]:
+    for number, line in enumerate(bundle.read(GOLDEN).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            logits = np.array(record["logits"], np.float32)
+            yield str(record.get("case", "")), RequestBatch.from_rows([record["request"]]), logits
+        except (ValueError, KeyError, TypeError, RequestError) as error:
+            raise BundleError(
+                f"{bundle.path / GOLDEN}, line {number} cannot be read ({error}): export again"
+            ) from error
+
+
+def _mapped(bundle: Bundle, name: str) -> np.ndarray:
+    try:
+        # A plain view of the mapping: read-only, shared by all workers through the page cache.
+        return np.asarray(np.load(bundle.path / name, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{bundle.path / name} is not a table ({error}): export the bundle again") from error
+
+
+def _open_index(bundle: Bundle) -> faiss.Index | None:
+    """The recall index from hashed bytes; None when the catalogue has no vectors and so no index."""
+    if INDEX not in bundle.files:
+        return None
+    content = np.frombuffer(bundle.read(INDEX), np.uint8)
+    limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
+    if limit is not None:
+        limit(max(1 << 20, INDEX_LIMIT_FACTOR * len(content)))
+    try:
+        return faiss.deserialize_index(content)
+    except RuntimeError as error:
+        raise BundleError(f"{bundle.path / INDEX} is not a FAISS index ({error}): export the bundle again") from error
+
+
+def _prior(bundle: Bundle) -> float:
+    """The click rate of the training days: the `ctr` of whatever the network did not score."""
+    prior = bundle.manifest.get("prior")
+    if not isinstance(prior, float | int) or not 0 <= prior <= 1:
+        raise BundleError(
+            f"{bundle.path / 'manifest.json'}: prior is {prior!r}, need a click rate in [0, 1]: export again"
+        )
+    return float(prior)
+
+
+class RuntimeSwitch:
+    """Holds the runtime that answers. Replacing it is one assignment: whoever has the old one keeps it to the end."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._live: Runtime | None = None
+
+    @property
+    def live(self) -> Runtime:
+        """The runtime that answers. Raises NoModel before the first one passed its golden requests."""
+        if self._live is None:
+            raise NoModel("no bundle has passed its golden requests yet: come back in a moment")
+        return self._live
+
+    @property
+    def is_loaded(self) -> bool:
+        """True once there is a runtime."""
+        return self._live is not None
+
+    def replace(self, runtime: Runtime) -> None:
+        """Makes a verified runtime the live one."""
+        if self._live is not None:
+            self._metrics.bundle_info.labels(self._live.bundle.name, self._live.bundle.version, "live").set(0)
+        self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, "live").set(1)
+        self._live = runtime
+
+
+def bundle_to_open(root: Path) -> Path:
+    """The bundle that `root` means: the pointer's target, or `root` itself when it is a bundle folder."""
+    return root if (root / "manifest.json").is_file() else current_path(root)

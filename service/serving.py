@@ -1,0 +1,101 @@
+"""`daian serve`: uvicorn around the app, with a drain before the stop and an embedded store when none is named.
+
+Called by `commands.py`. One process, or several behind one inherited socket. The drain on SIGTERM is in `app.py`. Every
+limit of the server is said here, none is left to a library's default.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from service.embedded_store import embedded_store
+from service.runtime import bundle_to_open
+from service.settings import Settings, read_settings, variable
+
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+
+
+class AnnouncingServer(uvicorn.Server):
+    """A uvicorn server that says where it is once it answers."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the bundle and the sockets, then speaks."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            announce(sockets[0])
+
+
+def serve(store_folder: Path) -> int:
+    """Serves with the settings of the environment until told to stop.
+
+    Raises SettingsError, BundleError or EmbeddedStoreError before anything listens.
+    """
+    settings = read_settings()
+    if settings.bundle_root is not None:
+        bundle_to_open(settings.bundle_root)  # says what is missing before a store is started for nothing
+    with contextlib.ExitStack() as stack:
+        if settings.redis_url is None:
+            url = stack.enter_context(embedded_store(store_folder))
+            os.environ[variable("redis_url")] = url
+            print(f"behaviours: embedded Valkey in {store_folder} (DAIAN_REDIS_URL names another store)", flush=True)
+        if settings.workers > 1:
+            stack.enter_context(_shared_metrics())
+        return _listen(settings)
+
+
+def server_config(settings: Settings) -> uvicorn.Config:
+    """uvicorn's configuration, every limit of it set by us."""
+    return uvicorn.Config(
+        "service.app:create_app_from_environment",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        http="httptools",  # the strict parser: h11 accepts two ways of framing one body
+        loop="auto",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.grace_s)),
+    )
+
+
+def announce(listening: socket.socket) -> None:
+    """Where to rank, and where to play."""
+    host, port = listening.getsockname()[:2]
+    base = f"http://{host}:{port}"
+    print(f"ranking at {base}/rank - a page to play with at {base}/docs", flush=True)
+
+
+def _listen(settings: Settings) -> int:
+    config = server_config(settings)
+    listening = config.bind_socket()
+    if settings.workers > 1:
+        announce(listening)
+        Multiprocess(config, sockets=[listening]).run()
+        return 0
+    # uvicorn raises the signal that stopped it once more at its end: an orderly stop exits with 0.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    server = AnnouncingServer(config)
+    server.run([listening])
+    return 0 if server.started else 3
+
+
+@contextlib.contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """A folder in which the workers' counters meet; prometheus-client reads its name when it is first imported."""
+    with tempfile.TemporaryDirectory(prefix="daian-metrics-") as folder:
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        yield
