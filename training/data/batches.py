@@ -54,7 +54,7 @@ class Position:
 class Batch(NamedTuple):
     """Model inputs as tensors, labels as arrays of numpy or tensors for the losses, and the position after this batch."""
 
-    inputs: ModelInputs[Tensor]
+    inputs: ModelInputs
     clicks: Tensor  # float32 N
     intent: Tensor  # float32 R S
     has_intent: Tensor  # bool R
@@ -164,7 +164,7 @@ def _in_budget(
     return [run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run)]
 
 
-def _to_batch(inputs: "ModelInputs[Tensor]", labels: Labels, after: Position) -> Batch:
+def _to_batch(inputs: ModelInputs, labels: Labels, after: Position) -> Batch:
     return Batch(
         inputs=inputs,
         clicks=torch.from_numpy(labels.clicks),
@@ -213,5 +213,3 @@ def _prefetched(source: Iterator[Batch], n_ahead: int) -> Iterator[Batch]:
     finally:
         stopped.set()
         thread.join()
-
-

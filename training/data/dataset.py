@@ -78,11 +78,15 @@ def open_dataset(folder: Path) -> Dataset:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: no dataset.json; make one with `daian data prepare` or `daian data simulate`.") from error
+        raise DataError(
+            f"{folder}: no dataset.json; make one with `daian data prepare` or `daian data simulate`."
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from error
     if saved.get("version") != DATASET_VERSION:
-        raise DataError(f"{path}: version {saved.get('version')}, this program reads {DATASET_VERSION}; prepare the data again.")
+        raise DataError(
+            f"{path}: version {saved.get('version')}, this program reads {DATASET_VERSION}; prepare the data again."
+        )
     rules = saved["rules"] | {"types": tuple(saved["rules"]["types"])}
     similarity_range = saved["similarity_range"]
     return Dataset(
@@ -138,7 +142,9 @@ class PreparedWriter:
     def __enter__(self) -> "PreparedWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
 from service.contract.catalogue import Catalogue, NumberColumn, TextColumn
 from service.contract.encoder import Encoder
@@ -97,7 +96,9 @@ class TrainingCounts:
         if field.kind == "number":
             return number_bins(self._seen_numbers(field, column), field.n_bins)
         if not isinstance(column, TextColumn):
-            raise DataError(f"item field {field.name}: the schema says {field.kind}, but the catalogue holds no texts for it.")
+            raise DataError(
+                f"item field {field.name}: the schema says {field.kind}, but the catalogue holds no texts for it."
+            )
         seen = np.bincount(column.codes, self.items_seen, len(column.values)).astype(np.int64)
         values = {value: int(n) for value, n in zip(column.values, seen, strict=True) if value is not None and n}
         return vocabulary(Counter(values), field.min_count)
@@ -141,13 +142,22 @@ def vocabulary(counts: Counter[str], min_count: int) -> Vocabulary:
 
 
 def number_bins(values: np.ndarray, n_bins: int) -> NumberBins:
-    """At most `n_bins` bins of about equal share; equal edges are one edge."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return NumberBins(np.zeros(0, np.float32))
-    edges: Float32[np.ndarray, " E"] = np.quantile(known, np.arange(1, n_bins) / n_bins).astype(np.float32)
-    edges = np.unique(edges)
-    return NumberBins(edges[edges > np.float32(known.min())])  # an edge at the minimum would leave an empty bin below
+    """At most `n_bins` bins of about equal share. A value that is more frequent than a share gets a bin of its own.
+
+    Plain quantiles would put all of a count that is mostly 0 into one bin, and its rare large values with it.
+    """
+    known = values[np.isfinite(values)].astype(np.float32)
+    distinct, counts = np.unique(known, return_counts=True)
+    edges: list[np.float32] = []
+    in_bin, left = 0, len(known)
+    for value, count in zip(distinct, counts.tolist(), strict=True):
+        share = left / (n_bins - len(edges))
+        if in_bin and len(edges) < n_bins - 1 and in_bin + count / 2 > share:
+            edges.append(value)  # a value on an edge lies above it
+            left -= in_bin
+            in_bin = 0
+        in_bin += count
+    return NumberBins(np.array(edges, np.float32))
 
 
 def fit_scale(dataset: Dataset, similarity: SimilarityCounts) -> SimilarityScale:

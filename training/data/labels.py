@@ -69,5 +69,3 @@ def intent_labels(
 
 def _code(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) >> 1  # a non-negative int64
-
-

@@ -65,7 +65,11 @@ class SimilarityCounts:
         shown = self.shown.reshape(n_bars, -1).sum(axis=1)
         clicked = self.clicked.reshape(n_bars, -1).sum(axis=1)
         return [
-            {"from": round(2 * j / n_bars - 1, 4), "candidates": int(shown[j]), "click_rate": _ratio(clicked[j], shown[j])}
+            {
+                "from": round(2 * j / n_bars - 1, 4),
+                "candidates": int(shown[j]),
+                "click_rate": _ratio(clicked[j], shown[j]),
+            }
             for j in range(n_bars)
             if shown[j]
         ]
@@ -120,7 +124,8 @@ class RequestReport:
             "levels_over_1_to_99_percent": self.similarity.levels(low, high, self._n_levels),
             "behaviours_per_request": _ratio(self._n_behaviours, self.n_requests),
             "history_lengths": {
-                f"{step}+": _ratio(count, self.n_requests) for step, count in zip(HISTORY_STEPS, self._history, strict=True)
+                f"{step}+": _ratio(count, self.n_requests)
+                for step, count in zip(HISTORY_STEPS, self._history, strict=True)
             },
         }
 
@@ -135,8 +140,13 @@ class RequestReport:
     def _add_fields(self, batch: RequestBatch) -> None:
         lengths = np.diff(batch.behaviour_offsets)
         self._n_behaviours += int(lengths.sum())
-        self._history += np.bincount(np.searchsorted(HISTORY_STEPS, lengths, side="right") - 1, minlength=len(HISTORY_STEPS))
-        for side, fields, values in (("user", self._schema.user, batch.user), ("context", self._schema.context, batch.context)):
+        self._history += np.bincount(
+            np.searchsorted(HISTORY_STEPS, lengths, side="right") - 1, minlength=len(HISTORY_STEPS)
+        )
+        for side, fields, values in (
+            ("user", self._schema.user, batch.user),
+            ("context", self._schema.context, batch.context),
+        ):
             for field in fields:
                 column = values.get(field.name)
                 empty = batch.n_requests if column is None else sum(value is None for value in column)

@@ -52,7 +52,9 @@ def request_files(folder: Path) -> list[Path]:
     """The request files of one split folder, in name order. Raises DataError when there are none."""
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
     if not files:
-        raise DataError(f"{folder}: no request files (*.parquet) found; run `daian data prepare` or `daian data simulate`.")
+        raise DataError(
+            f"{folder}: no request files (*.parquet) found; run `daian data prepare` or `daian data simulate`."
+        )
     return files
 
 
@@ -69,7 +71,9 @@ def read_row_group(path: Path, row_group: int) -> tuple[RequestBatch, Int8[np.nd
         return to_requests(file.read_row_group(row_group, use_threads=False), path)
 
 
-def read_requests(path: Path, batch_requests: int = ROW_GROUP_REQUESTS) -> Iterator[tuple[RequestBatch, Int8[np.ndarray, " N"]]]:
+def read_requests(
+    path: Path, batch_requests: int = ROW_GROUP_REQUESTS
+) -> Iterator[tuple[RequestBatch, Int8[np.ndarray, " N"]]]:
     """Streams a file, or all files of a folder, in batches of at most `batch_requests` requests.
 
     Memory is bounded by one row group of the file. Raises DataError naming file and row group for a corrupt shard.
@@ -85,7 +89,9 @@ def read_requests(path: Path, batch_requests: int = ROW_GROUP_REQUESTS) -> Itera
                     yield requests
 
 
-def write_requests(path: Path, schema: FeatureSchema, row_group_requests: int = ROW_GROUP_REQUESTS) -> "RequestFileWriter":
+def write_requests(
+    path: Path, schema: FeatureSchema, row_group_requests: int = ROW_GROUP_REQUESTS
+) -> "RequestFileWriter":
     """Opens a request file for writing; use it in a `with` block."""
     return RequestFileWriter(path, schema, row_group_requests)
 
@@ -109,7 +115,9 @@ class RequestFileWriter:
     def __enter__(self) -> "RequestFileWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -184,16 +192,16 @@ def to_requests(table: pa.Table, path: Path) -> tuple[RequestBatch, Int8[np.ndar
         _same_lengths(offsets, _unlist(table, name, path)[0], name, path)
     _same_lengths(candidate_offsets, clicked_offsets, "clicked", path)
     batch = RequestBatch(
-        request_id=_objects(_whole(table, "request_id", path)),
+        request_id=as_objects(_whole(table, "request_id", path)),
         requested_at=_numbers(_whole(table, "requested_at", path)),
         user=_side(table, "user."),
         context=_side(table, "context."),
-        trigger=_objects(_whole(table, "trigger", path)),
-        behaviour_item=_objects(behaviour_item),
+        trigger=as_objects(_whole(table, "trigger", path)),
+        behaviour_item=as_objects(behaviour_item),
         behaviour_at=_numbers(_unlist(table, "behaviour_at", path)[1]),
-        behaviour_type=_objects(_unlist(table, "behaviour_type", path)[1]),
+        behaviour_type=as_objects(_unlist(table, "behaviour_type", path)[1]),
         behaviour_offsets=behaviour_offsets,
-        candidate=_objects(candidate),
+        candidate=as_objects(candidate),
         candidate_offsets=candidate_offsets,
     )
     return batch, clicked.to_numpy(zero_copy_only=False).astype(np.int8, copy=False)
@@ -296,14 +304,14 @@ def _same_lengths(left: Int64[np.ndarray, " R1"], right: Int64[np.ndarray, " R1"
 
 def _side(table: pa.Table, prefix: str) -> dict[str, np.ndarray]:
     names = [name for name in table.schema.names if name.startswith(prefix)]
-    return {name.removeprefix(prefix): _objects(_chunk(table, name)) for name in names}
+    return {name.removeprefix(prefix): as_objects(_chunk(table, name)) for name in names}
 
 
 def _numbers(array: pa.Array) -> Int64[np.ndarray, " N"]:
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _objects(array: pa.Array) -> np.ndarray:
+def as_objects(array: pa.Array) -> np.ndarray:
     """Values as Python objects, None where missing. Repeated texts share one object: a tenth of the time and memory."""
     codes = array.dictionary_encode()
     distinct = np.empty(len(codes.dictionary) + 1, dtype=object)

@@ -112,7 +112,9 @@ class Visits(NamedTuple):
     clicked: Bool[np.ndarray, "C P"]
 
 
-def simulate(out: Path, world: World, overwrite: bool = False, progress: Callable[[int], None] = lambda n: None) -> Dataset:
+def simulate(
+    out: Path, world: World, overwrite: bool = False, progress: Callable[[int], None] = lambda n: None
+) -> Dataset:
     """Makes the world and writes it as a prepared folder: days 1-6 train, day 7 validation, day 8 test.
 
     `progress` is told the number of requests made with each chunk. The same world gives the same files, byte for byte.
@@ -164,7 +166,10 @@ def _make_shop(random: np.random.Generator, n_items: int) -> Shop:
 
 
 def _item_vectors(
-    random: np.random.Generator, topic: Int64[np.ndarray, " M"], leaf: Int64[np.ndarray, " M"], top: Int64[np.ndarray, " M"]
+    random: np.random.Generator,
+    topic: Int64[np.ndarray, " M"],
+    leaf: Int64[np.ndarray, " M"],
+    top: Int64[np.ndarray, " M"],
 ) -> Float32[np.ndarray, "M D"]:
     """Unit vectors. Expected cosine: same topic about 0.6-0.95, same leaf 0.65 of that, same top 0.35, else near 0."""
     base = (
@@ -190,7 +195,9 @@ def _make_users(random: np.random.Generator, n_users: int, shop: Shop) -> Users:
     n_leaves = int(shop.leaf.max()) + 1
     centres = np.stack([shop.vectors[shop.leaf == leaf].sum(axis=0) for leaf in range(n_leaves)])
     favourites = random.integers(0, n_leaves, (n_users, 3))
-    taste = _unit(_unit(centres + 1e-6)[favourites].sum(axis=1) + 0.4 * _unit(random.standard_normal((n_users, DIMENSIONS))))
+    taste = _unit(
+        _unit(centres + 1e-6)[favourites].sum(axis=1) + 0.4 * _unit(random.standard_normal((n_users, DIMENSIONS)))
+    )
     age = random.integers(0, 6, n_users)
     spends = random.standard_normal(n_users)
     return Users(
@@ -210,15 +217,15 @@ def _make_users(random: np.random.Generator, n_users: int, shop: Shop) -> Users:
 # ---- page views -----------------------------------------------------------------------------------------------------
 
 
-def _run(
-    random: np.random.Generator, world: World, shop: Shop, users: Users, catalogue: Catalogue
-) -> Iterator[Visits]:
+def _run(random: np.random.Generator, world: World, shop: Shop, users: Users, catalogue: Catalogue) -> Iterator[Visits]:
     """The page views of all days in time order. No chunk crosses a day."""
     bias: float | None = None
     for day in range(N_DAYS):
         n_requests = world.n_requests // N_DAYS + (day < world.n_requests % N_DAYS)
         # two waves a day, noon and evening; a third of the visits come at any hour
-        hour = np.where(random.random(n_requests) < 0.33, random.uniform(0, 24, n_requests), random.normal(20, 2, n_requests))
+        hour = np.where(
+            random.random(n_requests) < 0.33, random.uniform(0, 24, n_requests), random.normal(20, 2, n_requests)
+        )
         times = FIRST_DAY_MS + day * DAY_MS + (np.sort(hour % 24) * 3_600_000).astype(np.int64)
         for start in range(0, n_requests, _CHUNK):
             drawn = _draw_pages(random, times[start : start + _CHUNK], shop, users)
@@ -273,7 +280,9 @@ def _decide(
     """Fills in intent, odds and clicks. `bias` is set on the first pages, so that about CLICK_RATE of all are clicked."""
     is_shown = pages.shown >= 0
     triggers = np.repeat(pages.trigger + 1, pages.shown.shape[1])  # catalogue rows start at 1
-    similarity = catalogue.similarity(triggers, np.where(is_shown, pages.shown + 1, 0).ravel()).reshape(pages.shown.shape)
+    similarity = catalogue.similarity(triggers, np.where(is_shown, pages.shown + 1, 0).ravel()).reshape(
+        pages.shown.shape
+    )
     level = SimilarityScale(0.0, 1.0, N_LEVELS).level(similarity)
     intent = _intents(random, pages, shop, users)
     # no vector to compare is not the same as not similar: such an item is liked as the average level is
@@ -374,7 +383,10 @@ _TRUTH = pa.schema(
     [
         ("request_id", pa.string()),
         ("intent", pa.list_(pa.float64())),  # the drawn intent over levels
-        ("click_share", pa.list_(pa.float64())),  # expected share of this page's clicks by level: what eq. (1) estimates
+        (
+            "click_share",
+            pa.list_(pa.float64()),
+        ),  # expected share of this page's clicks by level: what eq. (1) estimates
         ("candidate", pa.list_(pa.string())),
         ("probability", pa.list_(pa.float64())),
     ]
@@ -410,7 +422,9 @@ class _Journal:
         hour = visits.at // 3_600_000 % 24
         user = np.where(is_known, self._users.ids[visits.user], None)
         age_band = np.where(is_known & ~self._no_age[visits.user], self._users.age_band[visits.user], None)
-        device = np.array(["phone", "tablet", "desktop"], object)[self._random.choice(3, len(user), p=[0.75, 0.1, 0.15])]
+        device = np.array(["phone", "tablet", "desktop"], object)[
+            self._random.choice(3, len(user), p=[0.75, 0.1, 0.15])
+        ]
         batch = RequestBatch(
             request_id=_names("r", len(user), self._n_requests),
             requested_at=visits.at,

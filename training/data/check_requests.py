@@ -1,0 +1,180 @@
+"""`daian data check`: refuses prepared data that would teach a model something wrong.
+
+Called by the command line, and by whoever wants to be sure before a long run. It reads every request once, changes nothing,
+and lists every problem it found: damaged, empty or foreign files, behaviours that are not before their request, repeated
+requests or candidates, splits that are not one after the other in time, and single fields that tell the clicks
+(`leakage`). Unknown rates and shifts of the later days are reported, not judged.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+from jaxtyping import Int8, Int64, UInt64
+from rich.progress import Progress
+
+from service.contract.encoder import Encoder
+from service.contract.requests import RequestBatch
+from training.data.dataset import SPLITS, Dataset, open_dataset
+from training.data.errors import DataError
+from training.data.fit_encoder import fit_encoder
+from training.data.leakage import LabelCounts, single_field_aucs, stability
+from training.data.request_files import file_columns, read_row_group, request_files, row_group_sizes
+
+LEAK_AUC = 0.95
+_OOV = 1
+_MOST_TOLD = 20  # problems of one kind that are written out
+
+
+@dataclass
+class Check:
+    """What a check found. `problems` empty = fit for training."""
+
+    problems: list[str] = field(default_factory=list)
+    aucs: dict[str, float] = field(default_factory=dict)  # of single fields, on the validation days
+    unknown: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> field -> share of unknown values
+    shift: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> field -> PSI against the training days
+    n_requests: dict[str, int] = field(default_factory=dict)
+
+
+def check_requests(folder: Path, leak_auc: float | None = LEAK_AUC, show_progress: bool = True) -> Check:
+    """Checks a prepared folder. `leak_auc`: a single field above it is a problem; None switches that alarm off.
+
+    Raises DataError when the folder is not a prepared one; everything else that is wrong is listed in the result.
+    """
+    dataset = open_dataset(folder)
+    check = Check()
+    check.problems += _file_problems(folder, dataset)
+    if check.problems:
+        return check  # what cannot be read cannot be looked into
+    try:
+        encoder = fit_encoder(folder)
+        counts = _read_all(folder, encoder, check, show_progress)
+    except DataError as error:
+        check.problems.append(str(error))
+        return check
+    _judge_leakage(counts, leak_auc, check)
+    _report_unknown(counts, encoder, check)
+    return check
+
+
+def _file_problems(folder: Path, dataset: Dataset) -> list[str]:
+    """Missing splits, empty files, and columns that differ from the schema: all of them."""
+    problems: list[str] = []
+    wanted = file_columns(dataset.schema)
+    for split in SPLITS:
+        if split != "train" and not (folder / split).is_dir():
+            continue
+        try:
+            for path in request_files(folder / split):
+                if not sum(row_group_sizes(path)):
+                    problems.append(f"{path}: no requests in it; remove it or prepare the data again")
+                found = pq.read_schema(path)
+                problems += [f"{path}: column {c.name} is missing" for c in wanted if c.name not in found.names]
+                problems += [f"{path}: unknown column {name}" for name in found.names if name not in wanted.names]
+                problems += [
+                    f"{path}: column {c.name} is {found.field(c.name).type}, the schema says {c.type}"
+                    for c in wanted
+                    if c.name in found.names and found.field(c.name).type != c.type
+                ]
+        except DataError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool) -> dict[str, LabelCounts]:
+    counts: dict[str, LabelCounts] = {}
+    hashes: list[UInt64[np.ndarray, " R"]] = []
+    latest = -1
+    for split in SPLITS:
+        if not (folder / split).is_dir():
+            continue
+        counts[split] = LabelCounts(encoder)
+        first_at, last_at, n_requests = np.iinfo(np.int64).max, -1, 0
+        for place, first_row, batch, clicks in _row_groups(folder / split, show_progress):
+            check.problems += _request_problems(f"{place}", first_row, batch)
+            counts[split].add(batch, clicks, encoder.encode(batch))
+            hashes.append(np.array([xxhash.xxh3_64_intdigest(r.encode()) for r in batch.request_id], np.uint64))
+            first_at, last_at = (
+                min(first_at, int(batch.requested_at.min())),
+                max(last_at, int(batch.requested_at.max())),
+            )
+            n_requests += batch.n_requests
+        check.n_requests[split] = n_requests
+        if first_at <= latest:
+            check.problems.append(
+                f"{folder / split}: begins at {first_at} ms, before the split before it ends ({latest} ms); split by time"
+            )
+        latest = max(latest, last_at)
+    _find_repeated(np.concatenate(hashes), check)
+    return counts
+
+
+def _row_groups(folder: Path, show: bool) -> Iterator[tuple[Path, int, RequestBatch, Int8[np.ndarray, " N"]]]:
+    """File, its first row (from 1), and the requests of one row group."""
+    groups: list[tuple[Path, int, int]] = []
+    for path in request_files(folder):
+        row = 1
+        for index, size in enumerate(row_group_sizes(path)):
+            groups.append((path, index, row))
+            row += size
+    with Progress(disable=not show) as bar:
+        for path, index, row in bar.track(groups, description=f"checking {folder.name}"):
+            yield path, row, *read_row_group(path, index)
+
+
+def _request_problems(path: str, first_row: int, batch: RequestBatch) -> list[str]:
+    late = batch.behaviour_at >= batch.requested_at[batch.behaviour_request]
+    problems = _told(
+        path, first_row, batch.behaviour_request[late], "behaviour_at", "a behaviour that is not before its request"
+    )
+    problems += _told(path, first_row, _repeated_candidates(batch), "candidate", "an item twice among its candidates")
+    empty = np.flatnonzero(np.diff(batch.candidate_offsets) == 0)
+    return problems + _told(path, first_row, empty, "candidate", "no candidates")
+
+
+def _told(path: str, first_row: int, requests: Int64[np.ndarray, " X"], column: str, what: str) -> list[str]:
+    rows = np.unique(requests) + first_row
+    told = [f"{path}, row {row}, column {column}: {what}" for row in rows[:_MOST_TOLD]]
+    return told + ([f"{path}: {len(rows) - _MOST_TOLD} more rows with {what}"] if len(rows) > _MOST_TOLD else [])
+
+
+def _repeated_candidates(batch: RequestBatch) -> Int64[np.ndarray, " X"]:
+    _, codes = np.unique(batch.candidate.astype(str), return_inverse=True)
+    order = np.lexsort((codes, batch.candidate_request))
+    owners, items = batch.candidate_request[order], codes[order]
+    again = (np.diff(owners) == 0) & (np.diff(items) == 0)
+    return np.asarray(owners[1:][again], np.int64)
+
+
+def _find_repeated(hashes: UInt64[np.ndarray, " R"], check: Check) -> None:
+    n_repeated = len(hashes) - len(np.unique(hashes))
+    if n_repeated:
+        check.problems.append(f"{n_repeated} requests carry the request_id of another; each may be there once")
+
+
+def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check: Check) -> None:
+    later = counts.get("validation", counts.get("test"))
+    if later is None:
+        return
+    check.aucs = single_field_aucs(counts["train"], later)
+    if leak_auc is None:
+        return
+    check.problems += [
+        f"{name} alone tells the clicks (AUC {auc:.3f}): it was probably made from them; leave it out or make it from earlier days"
+        for name, auc in check.aucs.items()
+        if auc > leak_auc
+    ]
+
+
+def _report_unknown(counts: dict[str, LabelCounts], encoder: Encoder, check: Check) -> None:
+    names = [f"{f.side if f.side != 'item' else 'candidate'}.{f.name}" for f in encoder.schema.fields]
+    train = counts["train"].shown
+    for split, counted in counts.items():
+        shown = counted.shown
+        check.unknown[split] = {n: round(float(shown[n][_OOV] / max(1, shown[n].sum())), 6) for n in names}
+        if split != "train":
+            check.shift[split] = {n: round(stability(train[n], shown[n]), 6) for n in names}

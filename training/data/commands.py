@@ -1,0 +1,315 @@
+"""The data verbs of `daian`: `data prepare logs|wikispeedia|alimama`, `data simulate|check|stats|join` and `embed`.
+
+Registered by `training/commands.py`. Nothing heavy is imported before a verb runs: `daian --help` stays quick.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from training.data.dataset import Dataset
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def register_data(app: App) -> None:
+    """Adds `data` and `embed` to the `daian` command."""
+    data = App("data", help="Prepare, simulate, check and look at data.")
+    prepare = App("prepare", help="Make a prepared data folder from logs or a public data set.")
+    prepare.command(prepare_logs, name="logs")
+    prepare.command(prepare_wikispeedia, name="wikispeedia")
+    prepare.command(prepare_alimama, name="alimama")
+    data.command(prepare)
+    for verb in (simulate, check, stats, join):
+        data.command(verb)
+    app.command(data)
+    app.command(embed)
+
+
+def prepare_logs(
+    *,
+    mapping: Path | None = None,
+    out: Path | None = None,
+    encoder: str = "auto",
+    max_missing: float = 0.5,
+    overwrite: bool = False,
+    example: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare a shop's own tables (parquet or CSV): impressions, items, and if there are any behaviours and users.
+
+    Parameters
+    ----------
+    mapping
+        A JSON file that says which files and columns mean what.
+    out
+        The folder to make.
+    encoder
+        Encodes item texts and images when the mapping names no vectors; as for `daian embed`.
+    max_missing
+        Largest share of missing values (empty, NaN, infinite) that a feature column may have.
+    overwrite
+        Replace a prepared folder that is there already.
+    example
+        Print a mapping file to start from, and stop.
+    as_json
+        Print the report as JSON.
+    """
+    from training.data import prepare_logs as logs
+    from training.data.mapping import EXAMPLE
+
+    if example:
+        print(EXAMPLE, end="")
+        return
+    if mapping is None or out is None:
+        raise ValueError("give --mapping FILE and --out FOLDER, or --example for a mapping file to start from")
+    dataset = logs.prepare_logs(mapping, out, encoder=encoder, max_missing=max_missing, overwrite=overwrite)
+    _show(dataset, out, as_json)
+
+
+def prepare_wikispeedia(
+    source: Path,
+    *,
+    out: Path,
+    encoder: str = "auto",
+    with_goal: bool = False,
+    text: Literal["title and category", "title"] = "title and category",
+    behaviour_days: float = 14,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare Wikispeedia: each article that a player reads is a trigger, its links are the candidates.
+
+    Parameters
+    ----------
+    source
+        The folder with SNAP's files (articles.tsv, categories.tsv, links.tsv, paths_unfinished.tsv, paths_finished.tsv).
+    out
+        The folder to make.
+    encoder
+        Encodes the articles; as for `daian embed`.
+    with_goal
+        Add the article that the player wants to reach as a context field. A shop has no such field.
+    text
+        What is encoded of an article.
+    behaviour_days
+        How far back a request's behaviours go.
+    overwrite
+        Replace a prepared folder that is there already.
+    as_json
+        Print the report as JSON.
+    """
+    from training.data import prepare_wikispeedia as wikispeedia
+
+    dataset = wikispeedia.prepare_wikispeedia(
+        source, out, encoder, with_goal, text=text, behaviour_days=behaviour_days, overwrite=overwrite
+    )
+    _show(dataset, out, as_json)
+
+
+def prepare_alimama(
+    source: Path,
+    *,
+    out: Path,
+    by: Literal["time", "trigger"] = "time",
+    with_behaviour_log: bool = False,
+    validation_share: float = 0.1,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare Alimama's display advertising logs (Tianchi 56): the last ad clicked within four hours is the trigger.
+
+    Parameters
+    ----------
+    source
+        The folder with raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv.
+    out
+        The folder to make.
+    by
+        What makes one request: impressions of a user at the same time, or under the same trigger.
+    with_behaviour_log
+        Count the category behaviours of the 22-day log as context fields.
+    validation_share
+        Share of the training days' time, at their end, that becomes the validation split.
+    overwrite
+        Replace a prepared folder that is there already.
+    as_json
+        Print the report as JSON.
+    """
+    from training.data import prepare_alimama as alimama
+
+    dataset = alimama.prepare_alimama(
+        source,
+        out,
+        by,
+        with_behaviour_log=with_behaviour_log,
+        validation_share=validation_share,
+        overwrite=overwrite,
+    )
+    _show(dataset, out, as_json)
+
+
+def simulate(
+    *,
+    out: Path,
+    requests: int = 20_000,
+    users: int = 3_000,
+    items: int = 2_000,
+    seed: int = 0,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Make a small shop world with known intents: eight days, six of them for training.
+
+    Parameters
+    ----------
+    out
+        The folder to make; truth.parquet in it holds the true click probabilities and intents.
+    requests
+        How many pages are opened.
+    users
+        How many users there are.
+    items
+        How many items there are.
+    seed
+        The same seed and sizes give the same files.
+    overwrite
+        Replace a prepared folder that is there already.
+    as_json
+        Print the report as JSON.
+    """
+    from rich.progress import Progress
+
+    from training.data.synthetic import World
+    from training.data.synthetic import simulate as simulate_world
+
+    with Progress(disable=as_json) as bar:
+        task = bar.add_task("simulating", total=requests)
+        world = World(requests, users, items, seed)
+        dataset = simulate_world(out, world, overwrite, lambda made: bar.advance(task, made))
+    _show(dataset, out, as_json)
+
+
+def check(data: Path, *, leak_auc: float = 0.95, as_json: Json = False) -> int:
+    """Check a prepared folder: damaged files, behaviours from the future, repeated requests, fields that tell the clicks.
+
+    Exit code 1 when something is wrong.
+
+    Parameters
+    ----------
+    data
+        The prepared folder.
+    leak_auc
+        A single field that tells the clicks with a higher AUC is a problem; 1 switches this alarm off.
+    as_json
+        Print JSON.
+    """
+    from dataclasses import asdict
+
+    from training.data.check_requests import check_requests
+    from training.data.show_report import check_lines
+
+    found = check_requests(data, leak_auc if leak_auc < 1 else None, show_progress=not as_json)
+    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(check_lines(found)))
+    return 1 if found.problems else 0
+
+
+def stats(data: Path, *, as_json: Json = False) -> None:
+    """Show what a prepared folder holds: counts, click rates, similarity levels, history lengths.
+
+    Parameters
+    ----------
+    data
+        The prepared folder.
+    as_json
+        Print JSON.
+    """
+    from training.data.dataset import open_dataset
+
+    _show(open_dataset(data), data, as_json)
+
+
+def join(*, requests: Path, clicks: Path, data: Path, out: Path, window_s: int = 3_600) -> None:
+    """Join the service's request log with the click log into a request file for training.
+
+    Parameters
+    ----------
+    requests
+        The request log of the service, one JSON row a line.
+    clicks
+        Events as they were sent to POST /events, one JSON object a line.
+    data
+        A prepared folder; its fields are written.
+    out
+        The request file to write, such as DATA/train/2026-11-21.parquet.
+    window_s
+        A click counts for a request at most this long after it.
+    """
+    from training.data.dataset import open_dataset
+    from training.data.join_clicks import join_clicks
+
+    counts = join_clicks(requests, clicks, out, open_dataset(data).schema, window_s)
+    print(f"{out}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+
+
+def embed(
+    items: Path,
+    *,
+    out: Path,
+    encoder: str = "auto",
+    item_id: str = "id",
+    text: tuple[str, ...] = ("text",),
+    image: str | None = "image",
+    batch_size: int = 64,
+    centre: bool = False,
+    max_dimensions: int = 1024,
+    device: str | None = None,
+) -> None:
+    """Encode item texts and images to vectors, resumable; `data prepare logs` reads the folder.
+
+    Parameters
+    ----------
+    items
+        A parquet, CSV or NDJSON file with one row per item.
+    out
+        The folder to make. Run again after an interruption, it goes on.
+    encoder
+        A sentence-transformers model by name or path, `hashed` for n-grams without torch, or `auto`.
+    item_id
+        The column of the item's id.
+    text
+        The columns of the item's texts.
+    image
+        The column of the path of the item's image.
+    batch_size
+        Items encoded at once.
+    centre
+        Subtract the mean vector; image encoders need it.
+    max_dimensions
+        Longer vectors are cut to this length, at most 1024.
+    device
+        Such as cpu or cuda; the best one if not given.
+    """
+    from training.data import embed as embedding
+    from training.data.item_files import ItemColumns
+
+    report = embedding.embed(
+        items,
+        out,
+        encoder,
+        ItemColumns(item_id, text, image),
+        batch_size=batch_size,
+        centre=centre,
+        max_dimensions=max_dimensions,
+        device=device,
+    )
+    print(report)
+
+
+def _show(dataset: "Dataset", out: Path, as_json: bool) -> None:
+    from training.data.show_report import dataset_lines
+
+    print(json.dumps(dict(dataset.report), indent=1) if as_json else "\n".join(dataset_lines(dataset, out)))
