@@ -27,6 +27,7 @@ from training.data.request_files import read_requests
 N_SHOWN = 10
 N_BEHAVIOURS_SHOWN = 8
 _BAR = 40
+_TELLING_HISTORY = 8
 _REASONS = {
     "explicit_intent": "like the trigger, and so were earlier clicks",
     "similar": "like the trigger",
@@ -146,7 +147,14 @@ class Page:
         similar = self._similarity([b["item"] for b in newest])
         for behaviour, value in zip(newest, similar, strict=True):
             ago = _ago((now - behaviour["at"]) / 1000)
-            self._tell(f"  {ago:>9} ago  {_number(value)}  {behaviour['type']:9} {self._about(behaviour['item'])}")
+            opened = "   <- opened this page: not counted" if self._opened_page(behaviour, now) else ""
+            self._tell(
+                f"  {ago:>9} ago  {_number(value)}  {behaviour['type']:9} {self._about(behaviour['item'])}{opened}"
+            )
+
+    def _opened_page(self, behaviour: Row, now: int) -> bool:
+        recent = now - behaviour["at"] <= self._encoder.rules.opening_window_s * 1000
+        return recent and bool(behaviour["item"] == self._visit.row["trigger"])
 
     def _show_intent(self, answer: Row) -> None:
         if answer["intent"] is None:
@@ -185,9 +193,8 @@ class Page:
             span = f"{edges[most]:.2f} to {edges[most + 1]:.2f}"
             self._tell(f"  intent moved most at level {span}: {change[most] * 100:+.1f} points")
         self._tell(f"  {n_moved} of {len(moved)} items changed places")
-        for item in moved[:3]:
-            if ranks[item["id"]] != item["rank"]:
-                self._tell(f"  {ranks[item['id']]:>3} -> {item['rank']:<3} {self._about(item['id'])}")
+        for item in (item for item in moved[:3] if ranks[item["id"]] != item["rank"]):
+            self._tell(f"  {ranks[item['id']]:>3} -> {item['rank']:<3} {self._about(item['id'])}")
 
     def _show_recall(self, answer: Row) -> None:
         self._tell("")
@@ -230,15 +237,17 @@ def _cast(data: Path, encoder: Encoder, now_ms: int) -> tuple[Visit, list[Row]]:
 
 
 def _most_telling(batch: RequestBatch, clicks: np.ndarray, encoder: Encoder) -> int:
-    """The request with a click whose visitor has the fullest history, related behaviours counting most."""
+    """The request with a click whose visitor has a history short enough for one more click to count.
+
+    Related behaviours count most, then a history of about `_TELLING_HISTORY`, then a full page.
+    """
     inputs = encoder.encode(batch)
     n_clicks = np.bincount(batch.candidate_request, clicks, batch.n_requests)
-    n_candidates = np.diff(batch.candidate_offsets)
+    history, related = (inputs.history_age > 0).sum(-1), (inputs.related_age > 0).sum(-1)
+    worth = 4 * np.minimum(related, 3) - np.abs(history - _TELLING_HISTORY) + np.diff(batch.candidate_offsets) / 10
     known = np.array([user is not None for user in batch.user["user"]])
     known &= encoder.catalogue.rows(batch.trigger.tolist()) > 0
-    history, related = (inputs.history_age > 0).sum(-1), (inputs.related_age > 0).sum(-1)
-    worth = 3 * np.minimum(related, 5) + np.minimum(history, 20) + np.minimum(n_candidates, 20)
-    return int(np.argmax(np.where(known & (n_clicks > 0), worth, -1)))
+    return int(np.argmax(np.where(known & (n_clicks > 0), worth, -np.inf)))
 
 
 def _moved_to(row: Row, now_ms: int) -> Row:
