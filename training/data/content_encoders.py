@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -39,6 +39,7 @@ class Content:
     image: Path | None
 
 
+@runtime_checkable
 class ContentEncoder(Protocol):
     """The port of `embed`: `fingerprint` changes whenever the vectors would."""
 
@@ -210,9 +211,10 @@ def read_image(path: Path | None) -> Any:
         ) from error
 
 
+# Always with the kind as a key: a bare text that looks like an address or a file name would be fetched as an image.
 _INPUT_OF_KIND: dict[str, Callable[[Content], Any]] = {
-    "text": lambda content: content.text,
-    "image": lambda content: read_image(content.image),
+    "text": lambda content: {"text": content.text},
+    "image": lambda content: {"image": read_image(content.image)},
     "both": lambda content: {"text": content.text, "image": read_image(content.image)},
 }
 

@@ -26,7 +26,6 @@ import numpy as np
 from jaxtyping import Int8
 from rich.progress import track
 
-from service.contract.catalogue import Catalogue
 from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema, Field
@@ -236,7 +235,7 @@ def _items(graph: Graph, vectors: Vectors) -> Items:
             "links_on_page": [float(len(graph.links.get(article, ()))) for article in graph.articles],
             "links_to_page": [float(links_to[article]) for article in graph.articles],
         },
-        codes=Catalogue.build(graph.articles, {}, vectors=np.asarray(vectors.vectors)).codes[1:],
+        vectors=np.asarray(vectors.vectors),
     )
 
 
