@@ -1,7 +1,7 @@
 """What counting alone ranks by: the lines that a model must beat. Called by `training.evaluate`.
 
-Counts come from the training days only. A candidate's rates are smoothed towards what is known without it: the item's click
-rate towards the overall one, the pair's (trigger, candidate) towards the item's.
+Counts come from the training days only. A candidate's rates are smoothed towards what is known without it: the item's
+click rate towards the overall one, the pair's (trigger, candidate) towards the item's.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,9 @@ class Counts:
     def item_rate(self, rows: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
         """Smoothed click rate of the items."""
         overall = self.item_clicks.sum() / max(self.item_shown.sum(), 1)
-        return (self.item_clicks[rows] + ITEM_SMOOTHING * overall) / (self.item_shown[rows] + ITEM_SMOOTHING)
+        smoothed = (self.item_clicks + ITEM_SMOOTHING * overall) / (self.item_shown + ITEM_SMOOTHING)
+        rate: Float64[np.ndarray, " N"] = smoothed[rows]
+        return rate
 
     def pair_rate(self, triggers: Int64[np.ndarray, " N"], rows: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
         """Smoothed click rate of the candidate below this trigger."""
@@ -43,7 +45,8 @@ class Counts:
         place = np.minimum(np.searchsorted(self.pairs, code), len(self.pairs) - 1)
         known = self.pairs[place] == code
         clicks, shown = self.pair_clicks[place] * known, self.pair_shown[place] * known
-        return (clicks + PAIR_SMOOTHING * self.item_rate(rows)) / (shown + PAIR_SMOOTHING)
+        rate: Float64[np.ndarray, " N"] = (clicks + PAIR_SMOOTHING * self.item_rate(rows)) / (shown + PAIR_SMOOTHING)
+        return rate
 
 
 def count(train_folder: Path, catalogue: Catalogue) -> Counts:

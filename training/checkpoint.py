@@ -1,7 +1,8 @@
 """What a run leaves on disk: checkpoints while it trains, weights and config when it is done.
 
-A checkpoint is written to a temporary name, flushed, then renamed, and ends with the SHA-256 of what precedes: after a crash at
-any moment the newest file that loads is whole. Called by `training.train`; `models_export` opens finished runs with `open_run`.
+A checkpoint is written to a temporary name, flushed, then renamed, and ends with the SHA-256 of what precedes: after a
+crash at any moment the newest file that loads is whole. Called by `training.train`; `models_export` opens finished runs
+with `open_run`.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     whole = path.read_bytes()
     payload, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
-        raise CheckpointError(f"{path}: its hash does not match, the file is damaged; delete it and resume from an older one")
+        raise CheckpointError(f"{path}: damaged, its hash does not match; delete it and resume from an older one")
     content: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)
     return content
 
@@ -80,7 +81,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
 
 
 def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None when there is none. A damaged one is passed over for the one before it."""
+    """The newest checkpoint that is whole; None when there is none. Damaged ones are passed over."""
     for path in _checkpoints(folder):
         try:
             return load_tensors(path)
@@ -101,7 +102,7 @@ def save_run_start(folder: Path, config: TrainConfig, encoder: Encoder) -> None:
     content = json.dumps({**to_dict(config), "fingerprint": encoder.fingerprint}, indent=1, sort_keys=True)
     if path.exists():
         if path.read_text(encoding="utf-8") != content:
-            raise CheckpointError(f"{folder} holds a run of another config or encoder; choose another folder or delete it")
+            raise CheckpointError(f"{folder} holds a run of another config or encoder; choose another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
     encoder.save(folder / "encoder")
@@ -124,7 +125,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, str]:
 
 
 def open_run(folder: Path, catalogue: Catalogue) -> Run:
-    """A finished run over this catalogue. Raises CheckpointError when it is unfinished, damaged or of another encoder."""
+    """A finished run over this catalogue. Raises CheckpointError: unfinished, damaged, or of another encoder."""
     config, fingerprint = read_config(folder)
     if not (folder / "weights.pt").is_file():
         raise CheckpointError(f"{folder}: training has not finished (no weights.pt); run the same `daian train` again")

@@ -55,7 +55,7 @@ def run_training(recipe: str, data: Path, out: Path) -> dict[str, float]:
 
 
 def export_check() -> "ExportCheck | None":
-    """The installed exporter's dry run; None without one. An entry point: this package may not import what lies above it."""
+    """The installed exporter's dry run, None without one: an entry point, for it lies above this package."""
     found = entry_points(group=EXPORT_CHECK)
     return next(iter(found)).load() if found else None
 

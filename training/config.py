@@ -1,4 +1,5 @@
-"""The numbers of a training run, as frozen dataclasses. Recipes make them, `training.train` obeys them, run folders keep them.
+"""The numbers of a training run, as frozen dataclasses. Recipes make them, `training.train` obeys them, run folders
+keep them.
 
 What a feature means is not here: schema, history rules and levels belong to the data set and its encoder.
 """
@@ -16,8 +17,8 @@ from training.models import MODELS, spec_of
 class OptimConfig:
     """A fresh optimiser is made for every stage.
 
-    Adagrad's accumulator starts at `initial_accumulator`: torch's own 0 would move every coordinate by the full learning rate
-    at its first touch, whatever the gradient, and with sparse ids there is a first touch all the time.
+    Adagrad's accumulator starts at `initial_accumulator`: torch's own 0 would move every coordinate by the full
+    learning rate at its first touch, whatever the gradient, and with sparse ids there is a first touch all the time.
     """
 
     kind: Literal["adagrad", "adam"] = "adagrad"
@@ -38,9 +39,9 @@ class DataConfig:
 class TrainConfig:
     """One complete run. `model` is the config of a model in the registry.
 
-    select_by: the validation number that early stopping and the choice of weights go by (stages that learn the intent go by
-    its divergence). evaluate_every: steps between validations, 0 = once an epoch. patience: validations without a better
-    number before a stage ends. checkpoint_every: steps between checkpoints.
+    select_by: the validation number that early stopping and the choice of weights go by (stages that learn the intent
+    go by its divergence). evaluate_every: steps between validations, 0 = once an epoch. patience: validations without a
+    better number before a stage ends. checkpoint_every: steps between checkpoints.
     """
 
     name: str
@@ -73,7 +74,8 @@ def _build(cls: type[Any], values: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = set(values) - {f.name for f in fields(cls)}
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}; was it written by another version?")
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"{cls.__name__} has no field {names}; was it written by another version?")
     return cls(**{name: _value(hints[name], value) for name, value in values.items()})
 
 

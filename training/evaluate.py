@@ -32,5 +32,6 @@ def as_table(numbers: Numbers) -> str:
     lines = [" ".join([" " * width, *columns])]
     for name, found in numbers.items():
         cells = [f"{found[c]:.4f}" if c in found else "-" for c in columns]
-        lines.append(" ".join([name.ljust(width), *(cell.rjust(len(c)) for cell, c in zip(cells, columns, strict=True))]))
+        row = (cell.rjust(len(column)) for cell, column in zip(cells, columns, strict=True))
+        lines.append(" ".join([name.ljust(width), *row]))
     return "\n".join(lines)

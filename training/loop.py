@@ -1,8 +1,10 @@
-"""`fit_stage`: the only training loop. Every stage of every model runs through it; `training.train` calls it stage by stage.
+"""`fit_stage`: the only training loop. Every stage of every model runs through it; `training.train` calls it stage by
+stage.
 
-A stage freezes all but what it trains, makes a fresh optimiser, and takes steps until its epochs are over or validation has
-stopped improving; then the best weights are put back. Its whole position lives in `StageState`, and a checkpoint holds that, the
-weights, the optimiser and the random state: killed at any moment and resumed, it ends with the same bits.
+A stage freezes all but what it trains, makes a fresh optimiser, and takes steps until its epochs are over or validation
+has stopped improving; then the best weights are put back. Its whole position lives in `StageState`, and a checkpoint
+holds that, the weights, the optimiser and the random state: killed at any moment and resumed, it ends with the same
+bits.
 """
 
 import time
@@ -58,9 +60,10 @@ class StageState:
 def parameters_by_ratio(model: nn.Module, stage: Stage) -> dict[float, list[nn.Parameter]]:
     """Freezes what the stage does not train; the trained parameters by the ratio of their learning rate.
 
-    Raises ValueError for a prefix that no parameter has: a stage that silently trains less than it says is worse than none.
+    Raises ValueError for a prefix that no parameter has: a stage that silently trains less than it says is worse than
+    none.
     """
-    unused = {prefix for prefix in (*stage.trains, *stage.learning_rates)}
+    unused = {*stage.trains, *stage.learning_rates}
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         hits = [prefix for prefix in stage.trains if _within(name, prefix)]
@@ -105,7 +108,7 @@ def batch_loss(model: Any, stage: Stage, batch: Batch) -> Tensor:
 
 
 def _given_intent(model: Any, stage: Stage, batch: Batch) -> Tensor | None:
-    """The label, in stages that are fed it. A clicked request may still lack one (no vector): it gets the prediction."""
+    """The label, in stages that are fed it; a clicked request that lacks one (no vector) gets the prediction."""
     if stage.intent != "true":
         return None
     if bool(batch.has_intent.all()):
@@ -135,7 +138,7 @@ def fit_stage(
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
     model.train()
-    while not state.finished and state.position.epoch < stage.max_epochs:
+    while _goes_on(state, stage):
         epoch = state.position.epoch
         for batch in train.epoch(state.position):
             _step(model, stage, batch, optimizer, state, recorder)
@@ -144,9 +147,9 @@ def fit_stage(
                 _validate(model, stage, validation, config, recorder, state)
             if state.step % config.checkpoint_every == 0:
                 checkpoint(state, optimizer)
-            if state.finished:
+            if not _goes_on(state, stage):
                 break
-        if state.position.epoch == epoch and not state.finished:  # the epoch's last pool held nothing
+        if state.position.epoch == epoch and _goes_on(state, stage):  # the epoch's last pool held nothing
             state.position = Position(epoch + 1)
             _validate(model, stage, validation, config, recorder, state)
     state.finished = True
@@ -155,8 +158,17 @@ def fit_stage(
     return state
 
 
+def _goes_on(state: StageState, stage: Stage) -> bool:
+    return not state.finished and state.position.epoch < stage.max_epochs
+
+
 def _step(
-    model: nn.Module, stage: Stage, batch: Batch, optimizer: torch.optim.Optimizer, state: StageState, recorder: Recorder
+    model: nn.Module,
+    stage: Stage,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    state: StageState,
+    recorder: Recorder,
 ) -> None:
     started = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
@@ -174,7 +186,7 @@ def _step(
 def _validate(
     model: nn.Module, stage: Stage, validation: BatchSource, config: TrainConfig, recorder: Recorder, state: StageState
 ) -> None:
-    """Scores the validation split with the predicted intent, whatever the stage was fed, and remembers the best weights."""
+    """Scores the validation split with the predicted intent, whatever was fed, and remembers the best weights."""
     numbers = all_numbers(score_batches(model, validation.epoch()))
     value = -numbers["intent_kl"] if stage.loss == "intent" else numbers[config.select_by]
     recorder.validation(stage.name, state.step, numbers)

@@ -17,7 +17,8 @@ def click_loss(logits: Float[Tensor, " N"], clicks: Float[Tensor, " N"]) -> Floa
 def intent_loss(predicted: Float[Tensor, "R S"], label: Float[Tensor, "R S"]) -> Float[Tensor, ""]:
     """Mean over requests of KL(label ‖ predicted), in nats (DAIAN eq. 19).
 
-    In this direction: labels hold zeros, the other one would be infinite. One row per request, so long pages weigh no more.
+    In this direction: labels hold zeros, the other one would be infinite. One row per request, so long pages weigh no
+    more.
     """
     log_predicted = predicted.clamp_min(SMALLEST_PROBABILITY).log()
     return torch.nn.functional.kl_div(log_predicted, label, reduction="batchmean")

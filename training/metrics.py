@@ -71,7 +71,8 @@ def log_loss(logits: Scores, clicks: Clicks) -> float:
 def js_divergence(left: Float[np.ndarray, "*B S"], right: Float[np.ndarray, "*B S"]) -> Float[np.ndarray, "*B"]:
     """Jensen-Shannon divergence along the last axis, in nats: 0 for equal distributions, log 2 for disjoint ones."""
     middle = (left + right) / 2
-    return (_kl(left, middle) + _kl(right, middle)) / 2
+    divergence: Float[np.ndarray, "*B"] = np.asarray((_kl(left, middle) + _kl(right, middle)) / 2)
+    return divergence
 
 
 def js_of_means(predicted: Float[np.ndarray, "R S"], label: Float[np.ndarray, "R S"]) -> float:
@@ -86,5 +87,5 @@ def js_per_request(predicted: Float[np.ndarray, "R S"], label: Float[np.ndarray,
 
 def _kl(p: Float[np.ndarray, "*B S"], q: Float[np.ndarray, "*B S"]) -> Float[np.ndarray, "*B"]:
     ratio = np.divide(p, q, out=np.ones_like(p, dtype=np.float64), where=p > 0)
-    divergence: Float[np.ndarray, "*B"] = np.sum(p * np.log(ratio), axis=-1)
+    divergence: Float[np.ndarray, "*B"] = np.asarray(np.sum(p * np.log(ratio), axis=-1))
     return divergence

@@ -4,7 +4,6 @@ The loop tells; nothing here decides anything.
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -20,7 +19,7 @@ class RunProgress:
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
         self.console = console or Console()
-        self._curves = SummaryWriter(str(run_folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._curves = SummaryWriter(str(run_folder / "tensorboard"))
         self._columns = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
         )
@@ -33,9 +32,9 @@ class RunProgress:
         self._columns.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._columns.stop()
-        self._curves.close()  # type: ignore[no-untyped-call]
+        self._curves.close()
 
     def step(self, stage: str, step: int, loss: float, n_candidates: int, seconds: float) -> None:
         """Shows the running loss and speed; one point on the curves."""
@@ -44,8 +43,8 @@ class RunProgress:
             self._stage, self._loss, self._rate = stage, loss, rate
         self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
         self._rate = _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
-        self._curves.add_scalar(f"{stage}/loss", loss, step)  # type: ignore[no-untyped-call]
-        self._curves.add_scalar(f"{stage}/samples_per_second", rate, step)  # type: ignore[no-untyped-call]
+        self._curves.add_scalar(f"{stage}/loss", loss, step)
+        self._curves.add_scalar(f"{stage}/samples_per_second", rate, step)
         self._columns.update(
             self._task, description=f"{stage}: step {step:,}, loss {self._loss:.4f}, {self._rate:,.0f} samples/s"
         )
@@ -53,7 +52,7 @@ class RunProgress:
     def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
         """A line that stays, and one point on each curve."""
         for name, value in numbers.items():
-            self._curves.add_scalar(f"{stage}/validation/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._curves.add_scalar(f"{stage}/validation/{name}", value, step)
         shown = ", ".join(f"{name} {numbers[name]:.4f}" for name in SHOWN if name in numbers)
         self.console.print(
             f"{stage}: step {step:,}, loss {self._loss:.4f}, {self._rate:,.0f} samples/s | validation {shown}",

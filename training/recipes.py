@@ -1,4 +1,5 @@
-"""Every run we stand behind, as a function that returns a complete `TrainConfig`. `RECIPES` is what `daian train` offers.
+"""Every run we stand behind, as a function that returns a complete `TrainConfig`. `RECIPES` is what `daian train`
+offers.
 
 A variant is a function that calls another and replaces fields. What each run reached is in EXPERIMENTS.md.
 """
@@ -55,7 +56,8 @@ def din_demo() -> TrainConfig:
 
 
 def daian_wikispeedia() -> TrainConfig:
-    """Wikispeedia, full size: few users return and pages are many, so content and the pair of trigger and candidate count."""
+    """Wikispeedia, full size: few users return and pages are many, so content and the pair of trigger and candidate
+    count."""
     model = DaianConfig(
         attention="dot",
         hse_product=True,

@@ -1,4 +1,5 @@
-"""Runs a model over a split and sums its scores up in numbers. Called by `training.loop` (validation) and `training.evaluate`.
+"""Runs a model over a split and sums its scores up in numbers. Called by `training.loop` (validation) and
+`training.evaluate`.
 
 The intent a model is given here is always its own: labels are compared with, never fed.
 """
@@ -19,7 +20,7 @@ from training.losses import SMALLEST_PROBABILITY
 
 @dataclass(frozen=True)
 class Scored:
-    """Every candidate of a split with its logit and click, and its user and request as group codes; intents per request."""
+    """Every candidate of a split: logit, click, group codes of its user and request; and the requests' intents."""
 
     logits: Float[np.ndarray, " N"]
     clicks: Float[np.ndarray, " N"]
@@ -32,7 +33,7 @@ class Scored:
 
 @torch.no_grad()
 def score_batches(model: Any, batches: Iterable[Batch]) -> Scored:
-    """Scores all batches in evaluation mode and leaves the model's mode as it was. Raises ValueError when there are none."""
+    """Scores all batches in evaluation mode, then restores the mode. Raises ValueError when there are none."""
     was_training = model.training
     model.eval()
     seen: list[Scored] = []
@@ -77,7 +78,7 @@ def ranking_numbers(scores: Float[np.ndarray, " N"], scored: Scored) -> dict[str
 
 
 def intent_numbers(scored: Scored) -> dict[str, float]:
-    """How near the predicted intents are to the observed ones, over requests with a label; empty without a prediction."""
+    """How near predicted intents are to observed ones, over requests with a label; empty without a prediction."""
     if scored.intent is None or not scored.has_intent.any():
         return {}
     predicted = scored.intent[scored.has_intent].astype(np.float64)

@@ -1,19 +1,20 @@
 """From a recipe's config and a prepared data folder to a trained run folder. Called by `daian train` and the demo.
 
-Interrupted at any moment and called again with the same arguments, it goes on at its newest checkpoint and ends with the same
-weights. It never imports the exporter: whoever calls may hand in a check that refuses a model that cannot be exported.
+Interrupted at any moment and called again with the same arguments, it goes on at its newest checkpoint and ends with
+the same weights. It never imports the exporter: whoever calls may hand in a check that refuses a model that cannot be
+exported.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from service.contract.encoder import Encoder, EncoderSizes
+from service.contract.encoder import Encoder
 from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights, write_whole
 from training.config import TrainConfig
 from training.data.batches import Batches, BatchPlan, Position
@@ -21,9 +22,10 @@ from training.data.dataset import Split, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
+from training.models.spec import RankingModel
 from training.scores import all_numbers, score_batches
 
-ExportCheck = Callable[[Any, EncoderSizes], object]  # a model's config and the encoder's sizes; raises to refuse
+ExportCheck = Callable[[RankingModel, Encoder], object]  # raises to refuse
 
 
 def train(
@@ -35,11 +37,13 @@ def train(
 ) -> dict[str, float]:
     """Trains all stages and writes the run folder; returns the validation numbers of the final weights.
 
-    Raises DataError for bad data, CheckpointError when the folder holds another run, and whatever the export check raises.
+    Raises DataError for bad data, CheckpointError when the folder holds another run, and whatever the export check
+    raises.
     """
     encoder = _encoder(data_folder, run_folder)
     if refuse_if_not_exportable is not None:
-        refuse_if_not_exportable(config.model, encoder.sizes)
+        # A model of its own: the check may do with it what it likes.
+        refuse_if_not_exportable(cast(RankingModel, build_model(config.model, encoder.sizes)), encoder)
     torch.manual_seed(config.seed)
     model = build_model(config.model, encoder.sizes)
     save_run_start(run_folder, config, encoder)
@@ -82,15 +86,20 @@ def _fit_all(
         stage = stages[number]
         plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
         batches = Batches(split_files(data_folder, "train"), encoder, plan)
-
-        def save(state: StageState, optimizer: torch.optim.Optimizer, number: int = number, before: int = n_before) -> None:
-            content = checkpoint_content(model, number, before, state, optimizer)
-            save_checkpoint(folder, before + state.step, content)
-
+        save = _saver(model, folder, number, n_before)
         state, optimizer_state = resumed.state_of(number)
         state = fit_stage(model, stage, batches, validation, config, recorder, state, optimizer_state, save)
         n_before += state.step
         save_checkpoint(folder, n_before, between_stages(model, number + 1, n_before))
+
+
+def _saver(
+    model: nn.Module, folder: Path, stage: int, n_before: int
+) -> Callable[[StageState, torch.optim.Optimizer], None]:
+    def save(state: StageState, optimizer: torch.optim.Optimizer) -> None:
+        save_checkpoint(folder, n_before + state.step, checkpoint_content(model, stage, n_before, state, optimizer))
+
+    return save
 
 
 def checkpoint_content(
@@ -138,4 +147,3 @@ def write_metrics(run_folder: Path, split: str, numbers: dict[str, Any]) -> None
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found[split] = numbers
     write_whole(path, json.dumps(found, indent=1, sort_keys=True).encode())
-

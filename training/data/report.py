@@ -1,4 +1,4 @@
-"""What a preparation found: counted while the requests stream past, kept in dataset.json, printed by `daian data stats`.
+"""What a preparation found: counted while the requests stream past, kept in dataset.json, shown by `data stats`.
 
 Called by `dataset.PreparedWriter` (one RequestReport per split) and by `fit_encoder` (SimilarityCounts). It counts; it
 judges nothing (that is `check_requests`) and fits nothing (that is `fit_encoder`).
@@ -54,8 +54,8 @@ class SimilarityCounts:
         return [
             {
                 "from": round(low + j * width, 4),
-                "share": _ratio(shown[j], self.n_known),
-                "click_rate": _ratio(clicked[j], shown[j]),
+                "share": _ratio(int(shown[j]), self.n_known),
+                "click_rate": _ratio(int(clicked[j]), int(shown[j])),
             }
             for j in range(n_levels)
         ]
@@ -68,7 +68,7 @@ class SimilarityCounts:
             {
                 "from": round(2 * j / n_bars - 1, 4),
                 "candidates": int(shown[j]),
-                "click_rate": _ratio(clicked[j], shown[j]),
+                "click_rate": _ratio(int(clicked[j]), int(shown[j])),
             }
             for j in range(n_bars)
             if shown[j]

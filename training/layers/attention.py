@@ -1,10 +1,11 @@
 """Attention over behaviours in the one form that is right everywhere, empty sequences and the exported graph included.
 
-Scores of padding become -1e4, and weights are multiplied by the mask after the softmax: an empty sequence gives exactly 0. With
--inf it gives NaN, and torch's fused attention with a boolean mask exports to a graph that answers with the mean of the padding.
+Scores of padding become -1e4, and weights are multiplied by the mask after the softmax: an empty sequence gives exactly
+0. With -inf it gives NaN, and torch's fused attention with a boolean mask exports to a graph that answers with the mean
+of the padding.
 
-Keys and values belong to the request and are made once; candidates bring queries only. N queries over [R L D] are one batched
-product in the padded layout of `layers.ragged`, never a gather of [N L D].
+Keys and values belong to the request and are made once; candidates bring queries only. N queries over [R L D] are one
+batched product in the padded layout of `layers.ragged`, never a gather of [N L D].
 """
 
 from collections.abc import Sequence
@@ -32,10 +33,12 @@ def masked_mean(x: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]) -> Float[T
 
 
 class DinAttention(nn.Module):
-    """DIN's pooling (Zhou et al., KDD 2018): behaviours weighted by their fit to the query, softmax and 1/√d as in their code.
+    """DIN's pooling (Zhou et al., KDD 2018): behaviours weighted by their fit to the query, softmax and 1/√d as in
+    their code.
 
-    "mlp" is the paper's unit on [q, k, q-k, q⊙k]. Its first layer is linear, so q-k adds nothing that q and k do not carry: it
-    is a term of q, a term of k (each made once) and the product term, the only one made per pair. "dot" is (W q)·k.
+    "mlp" is the paper's unit on [q, k, q-k, q⊙k]. Its first layer is linear, so q-k adds nothing that q and k do not
+    carry: it is a term of q, a term of k (each made once) and the product term, the only one made per pair. "dot" is (W
+    q)·k.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class DinAttention(nn.Module):
     def _unit(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
         n_requests, n_behaviours, width = keys.shape
         n_hidden = self.product_term.shape[0]
-        pair_weights = keys.unsqueeze(2) * self.product_term  # [R L 1 D] * [E D]: one GEMM makes the products of all pairs
+        pair_weights = (
+            keys.unsqueeze(2) * self.product_term
+        )  # [R L 1 D] * [E D]: one GEMM then makes all pairs' products
         products = q @ pair_weights.reshape(n_requests, n_behaviours * n_hidden, width).transpose(1, 2)
         hidden = products.reshape(n_requests, -1, n_behaviours, n_hidden)
         hidden = torch.relu(hidden + self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1))
@@ -98,8 +103,8 @@ def _stack(width: int, hidden: Sequence[int]) -> nn.Sequential:
 class TargetAttention(nn.Module):
     """Multi-head attention of queries over a request's behaviours (DAIAN eq. 7-8).
 
-    head_i = softmax((q W_i^Q)(K W_i^K)^T / √d_h)(V W_i^V), out = (head_1 ⊕ … ⊕ head_h) W^O. The projection W^O has no bias:
-    an empty sequence gives exactly 0.
+    head_i = softmax((q W_i^Q)(K W_i^K)^T / √d_h)(V W_i^V), out = (head_1 ⊕ … ⊕ head_h) W^O. W^O has no bias: an empty
+    sequence gives exactly 0.
     """
 
     def __init__(self, query_width: int, key_width: int, width: int, n_heads: int) -> None:
@@ -113,9 +118,7 @@ class TargetAttention(nn.Module):
         self.value = nn.Linear(key_width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def keys_values(
-        self, x: Float[Tensor, "R L D"]
-    ) -> tuple[Float[Tensor, "R H E L"], Float[Tensor, "R H L E"]]:
+    def keys_values(self, x: Float[Tensor, "R L D"]) -> tuple[Float[Tensor, "R H E L"], Float[Tensor, "R H L E"]]:
         """Keys and values by head, laid out for the two products; made once per request."""
         n_requests, n_behaviours, _ = x.shape
         shape = (n_requests, n_behaviours, self.n_heads, self.head_width)
@@ -141,11 +144,12 @@ class TargetAttention(nn.Module):
         self, query: Float[Tensor, "R Q"], x: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]
     ) -> Float[Tensor, "R W"]:
         """A single query per request, such as the trigger."""
-        return self(query.unsqueeze(1), *self.keys_values(x), mask).squeeze(1)
+        out: Tensor = self(query.unsqueeze(1), *self.keys_values(x), mask)
+        return out.squeeze(1)
 
 
 class SelfAttention(nn.Module):
-    """One masked self-attention layer (DAIAN eq. 9): linear to the width, multi-head attention, residual, LayerNorm, mask."""
+    """One masked layer (DAIAN eq. 9): linear to the width, multi-head self-attention, residual, LayerNorm, mask."""
 
     def __init__(self, key_width: int, width: int, n_heads: int) -> None:
         super().__init__()
@@ -157,7 +161,8 @@ class SelfAttention(nn.Module):
         """Zero where there is no behaviour."""
         inward = self.inward(x)
         attended = self.attention(inward, *self.attention.keys_values(inward), mask)
-        return self.norm(inward + attended) * mask.unsqueeze(-1).to(inward.dtype)
+        normed: Tensor = self.norm(inward + attended)
+        return normed * mask.unsqueeze(-1).to(inward.dtype)
 
 
 def candidates_attend(

@@ -1,7 +1,7 @@
 """Embedding tables by the kind of a field. Every model takes its vectors from here.
 
-Tables start at N(0, 0.01²) with a zero row for "nothing": torch's own N(0, 1) would make untrained ids look stronger than
-trained ones, and with that turn DAIAN's norm ratio around.
+Tables start at N(0, 0.01²) with a zero row for "nothing": torch's own N(0, 1) would make untrained ids look stronger
+than trained ones, and with that turn DAIAN's norm ratio around.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,9 @@ class EmbeddingWidths:
         return widths[kind]
 
 
+DEFAULT_WIDTHS = EmbeddingWidths()
+
+
 def table(n_ids: int, width: int) -> nn.Embedding:
     """An embedding table with N(0, 0.01²) rows and a zero row 0 that never trains."""
     embedding = nn.Embedding(n_ids, width, padding_idx=0, sparse=n_ids >= SPARSE_FROM_ROWS)
@@ -58,7 +61,7 @@ class FieldTables(nn.Module):
 
 
 class BehaviourTables(nn.Module):
-    """Items, and behaviours as item plus age, over shared item tables: history, trigger and candidate meet in one space."""
+    """Items, and behaviours as item plus age, over the same tables: history, trigger, candidate share one space."""
 
     def __init__(self, sizes: Sequence[int], kinds: Sequence[str], n_age_bins: int, widths: EmbeddingWidths) -> None:
         super().__init__()

@@ -8,7 +8,8 @@ GAMMA = 2.0
 
 
 class GateNU(nn.Module):
-    """δ = 2·σ(W' ReLU(W x + b) + b'). The last layer starts at zero, so the gate starts as exactly 1 and learns from there.
+    """δ = 2·σ(W' ReLU(W x + b) + b'). The last layer starts at zero, so the gate starts as exactly 1 and learns from
+    there.
 
     Only the last layer: with the first at zero as well nothing would ever learn.
     """

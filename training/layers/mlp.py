@@ -30,7 +30,8 @@ class Mlp(nn.Module):
 
 
 class SplitLinear(nn.Module):
-    """A Linear over [request | candidate] columns as the sum of two: the request's product is made once, not once a candidate.
+    """A Linear over [request | candidate] columns as the sum of two: the request's product is made once, not once a
+    candidate.
 
     Starts as the one layer would: both parts are drawn by the width of all columns together.
     """

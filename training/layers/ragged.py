@@ -1,7 +1,7 @@
 """Requests and their candidates: bringing request tensors to candidates, and candidates into padded rows.
 
-Used by every model's `score`. With one request (always so in the exported graph) nothing is gathered or padded: tensors with a
-leading 1 broadcast. `candidate_request` is then not even read, so the graph has no such input.
+Used by every model's `score`. With one request (always so in the exported graph) nothing is gathered or padded: tensors
+with a leading 1 broadcast. `candidate_request` is then not even read, so the graph has no such input.
 """
 
 from dataclasses import dataclass

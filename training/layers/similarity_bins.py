@@ -1,6 +1,7 @@
 """A similarity as a vector: equal-width bins over the encoder's range of levels, one more for "no vector to compare".
 
-Bins are found by comparing and counting, without arithmetic on the similarity: torch and ONNX Runtime cannot disagree at an edge.
+Bins are found by comparing and counting, without arithmetic on the similarity: torch and ONNX Runtime cannot disagree
+at an edge.
 """
 
 import numpy as np

@@ -1,11 +1,13 @@
-"""DAIAN: Deep Adaptive Intent-Aware Network (arXiv 2602.13971), rebuilt: the paper's prose is public, its equations are not.
+"""DAIAN: Deep Adaptive Intent-Aware Network (arXiv 2602.13971), rebuilt: the paper's prose is public, its equations are
+not.
 
-Three modules over a DIN base, trained in three stages. UIM says what kind of item (how similar to the trigger) the user wants;
-DIE turns it into an implicit interest (I2E, guided by that intent) and an explicit one (E2, the behaviours like the trigger);
-SEIN weighs the two per candidate, by a similarity that is both semantic and collaborative. Equation numbers are the paper's, the
-forms are our reading of its text; docs/add-a-model.md says how such a file is made.
+Three modules over a DIN base, trained in three stages. UIM says what kind of item (how similar to the trigger) the user
+wants; DIE turns it into an implicit interest (I2E, guided by that intent) and an explicit one (E2, the behaviours like
+the trigger); SEIN weighs the two per candidate, by a similarity that is both semantic and collaborative. Equation
+numbers are the paper's, the forms are our reading of its text; docs/add-a-model.md says how such a file is made.
 
-All of UIM and I2E and the keys of E2 and DIN belong to the request: a candidate costs two attentions, a gate and the dense top.
+All of UIM and I2E and the keys of E2 and DIN belong to the request: a candidate costs two attentions, a gate and the
+dense top.
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,7 @@ from training.layers.attention import (
     candidates_attend,
     masked_mean,
 )
-from training.layers.embedding import BehaviourTables, EmbeddingWidths, FieldTables
+from training.layers.embedding import DEFAULT_WIDTHS, BehaviourTables, EmbeddingWidths, FieldTables
 from training.layers.gate import GateNU
 from training.layers.mlp import Mlp, SplitLinear, TopMlp
 from training.layers.ragged import CandidateRows
@@ -36,7 +38,7 @@ from training.models.spec import ModelOutputs, ModelSpec, Stage, State
 class DaianConfig:
     """Defaults are the paper's sizes; every ablation of its Table 2 and of ours is a field."""
 
-    widths: EmbeddingWidths = EmbeddingWidths()
+    widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"  # the base's DIN unit
     n_heads: int = 4
     width: int = 128  # of H_imp, H_exp and the gate's layers
@@ -94,7 +96,8 @@ class UserIntentModule(nn.Module):
         sequence = tables.behaviours.behaviours(inputs.history_fields, inputs.history_age)
         mask = inputs.history_age > 0
         trigger = tables.behaviours.item(inputs.trigger_fields)
-        pooled = masked_mean(sequence, mask) if self.pool is None else self.pool.one_per_request(trigger, sequence, mask)
+        pool = self.pool
+        pooled = masked_mean(sequence, mask) if pool is None else pool.one_per_request(trigger, sequence, mask)
         z = self.mlp(torch.cat([tables.user(inputs.user_fields), pooled, trigger], dim=-1))
         return torch.sigmoid(z) if self.scored else torch.softmax(z, dim=-1)
 
@@ -123,7 +126,8 @@ class ExplicitIntent(nn.Module):
 
     def keys_values(self, related: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of Ẽ_sub, once per request."""
-        return self.attention.keys_values(self.self_attention(related, mask))  # eq. 9
+        sub = self.self_attention(related, mask)  # eq. 9
+        return self.attention.keys_values(sub)
 
 
 class HybridSimilarityEnhancer(nn.Module):
@@ -162,11 +166,12 @@ class HybridSimilarityEnhancer(nn.Module):
 
 
 def norm_ratio(e_sem: Tensor, e_col: Tensor) -> Tensor:
-    """λ = |e_sem| / (|sg(e_col)| + |e_sem|), eq. 13: [N]. 0 where there is no vector to compare (e_sem is zero there)."""
+    """λ = |e_sem| / (|sg(e_col)| + |e_sem|), eq. 13: [N]. 0 without a vector to compare: e_sem is zero there."""
     semantic = torch.linalg.vector_norm(e_sem, dim=-1)
     collaborative = torch.linalg.vector_norm(e_col.detach(), dim=-1)
     # Not "+ 1e-8": the exporter's optimiser takes so small a constant for zero and leaves 0/0.
-    return semantic / (collaborative + semantic).clamp_min(1e-6)
+    ratio: Tensor = semantic / (collaborative + semantic).clamp_min(1e-6)
+    return ratio
 
 
 def mix(ratio: Tensor, e_sem: Tensor, e_col: Tensor) -> Tensor:
@@ -260,9 +265,7 @@ class Daian(nn.Module):
             state["trigger_id"] = trigger[:, : behaviours.id_width]
         return state
 
-    def _interests(
-        self, inputs: ModelInputs, trigger: Tensor, intent: Tensor, sequence: Tensor, mask: Tensor
-    ) -> State:
+    def _interests(self, inputs: ModelInputs, trigger: Tensor, intent: Tensor, sequence: Tensor, mask: Tensor) -> State:
         related = self.tables.behaviours.behaviours(inputs.related_fields, inputs.related_age)
         related_mask = inputs.related_age > 0
         keys, values = self.explicit.keys_values(related, related_mask)

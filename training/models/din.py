@@ -1,7 +1,7 @@
 """DIN: Deep Interest Network for click-through rate prediction (Zhou et al., KDD 2018), and DIN+2TA by one switch.
 
-The candidate attends to the user's history; everything goes into one dense network. It is also the base below DAIAN, and the
-plainest model of the house: read this file first.
+The candidate attends to the user's history; everything goes into one dense network. It is also the base below DAIAN,
+and the plainest model of the house: read this file first.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.layers.attention import DinAttention
-from training.layers.embedding import BehaviourTables, EmbeddingWidths, FieldTables
+from training.layers.embedding import DEFAULT_WIDTHS, BehaviourTables, EmbeddingWidths, FieldTables
 from training.layers.mlp import TopMlp
 from training.layers.ragged import CandidateRows
 from training.layers.similarity_bins import SimilarityBins
@@ -23,7 +23,7 @@ from training.models.spec import ModelOutputs, ModelSpec, Stage, State
 class DinConfig:
     """Defaults are the sizes of the DAIAN paper's experiments, which all models share there."""
 
-    widths: EmbeddingWidths = EmbeddingWidths()
+    widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
     top: tuple[int, ...] = (512, 256, 128)
     use_trigger: bool = True  # the trigger's fields, and the candidate's similarity to it

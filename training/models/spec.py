@@ -1,7 +1,7 @@
 """What a ranking model is to the rest of the house: two phases, its stages, its line in the registry.
 
-`training.loop` trains by these stages, `models_export` exports the two phases as two graphs. A model file imports this module and
-`training.layers`, never another model.
+`training.loop` trains by these stages, `models_export` exports the two phases as two graphs. A model file imports this
+module and `training.layers`, never another model.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,8 +27,8 @@ class ModelOutputs(NamedTuple):
 class RankingModel(Protocol):
     """An `nn.Module` in two phases. The first sees no candidate; the second sees its result and one row per candidate.
 
-    All tensors of the state have the requests as first axis. With one request the second phase broadcasts its state, so the
-    same code is trained on ragged batches and exported with R = 1 and N free.
+    All tensors of the state have the requests as first axis. With one request the second phase broadcasts its state, so
+    the same code is trained on ragged batches and exported with R = 1 and N free.
     """
 
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:

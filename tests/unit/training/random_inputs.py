@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.data.batches import Batch, Position
 
+NEXT_EPOCH = Position(1)
 SIZES = EncoderSizes(
     user=(30, 6),
     context=(9,),
@@ -24,7 +25,7 @@ SIZES = EncoderSizes(
 
 
 def random_inputs(n_candidates: Sequence[int], seed: int = 0, n_history: int = 6, n_related: int = 4) -> ModelInputs:
-    """A batch of `len(n_candidates)` requests. The first has no history, the last a full one; one candidate has no vector."""
+    """A batch of requests. The first has no history, the last a full one; one candidate has no vector."""
     chance = torch.Generator().manual_seed(seed)
     n_requests, n = len(n_candidates), sum(n_candidates)
 
@@ -53,7 +54,7 @@ def random_inputs(n_candidates: Sequence[int], seed: int = 0, n_history: int = 6
     )
 
 
-def random_batch(n_candidates: Sequence[int], seed: int = 0, after: Position = Position(1)) -> Batch:
+def random_batch(n_candidates: Sequence[int], seed: int = 0, after: Position = NEXT_EPOCH) -> Batch:
     """Random inputs with random clicks and intents; the last request has no intent label."""
     inputs = random_inputs(n_candidates, seed)
     chance = torch.Generator().manual_seed(seed + 1)

@@ -139,7 +139,16 @@ def test_bins_at_their_edges() -> None:
     below = torch.nextafter(sixth, torch.tensor(0.0))
     one = torch.tensor(1.0)
     values = torch.stack(
-        [torch.tensor(-0.1), torch.tensor(0.0), below, sixth, torch.nextafter(one, sixth), one, one + 1e-6, torch.tensor(-2.0)]
+        [
+            torch.tensor(-0.1),
+            torch.tensor(0.0),
+            below,
+            sixth,
+            torch.nextafter(one, sixth),
+            one,
+            one + 1e-6,
+            torch.tensor(-2.0),
+        ]
     )
     assert bins.bins(values).tolist() == [1, 1, 1, 2, 6, 6, 6, 0]
 

@@ -1,0 +1,80 @@
+"""Checkpoints that survive a crash, a flipped bit and a stranger's folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import checkpoint
+from training.checkpoint import CheckpointError, latest_checkpoint, load_tensors, save_checkpoint, save_tensors
+
+
+def content(step: int) -> dict[str, object]:
+    return {"step": step, "weights": {"w": torch.full((3,), float(step))}}
+
+
+def test_tensors_and_plain_values_come_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a.pt", content(7))
+    found = load_tensors(tmp_path / "a.pt")
+    assert found["step"] == 7
+    assert torch.equal(found["weights"]["w"], torch.full((3,), 7.0))
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.999])
+def test_a_flipped_bit_is_refused(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "a.pt"
+    save_tensors(path, content(1))
+    damaged = bytearray(path.read_bytes())
+    damaged[int(place * len(damaged))] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="hash"):
+        load_tensors(path)
+
+
+def test_the_newest_three_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    for step in (9, 10, 100, 1000, 10000):
+        save_checkpoint(tmp_path, step, content(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:09d}.pt" for n in (100, 1000, 10000)]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found["step"] == 10000
+
+
+def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, content(step))
+    (tmp_path / "step-000000002.pt").write_bytes(b"half a file")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found["step"] == 1
+    (tmp_path / "step-000000001.pt").write_bytes(b"")
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def crash(*_args: object) -> None:
+    raise OSError("the machine stops here")
+
+
+def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pt"
+    save_tensors(path, content(1))
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="stops here"):
+        save_tensors(path, content(2))
+    assert load_tensors(path)["step"] == 1
+
+
+def test_written_in_place_the_same_crash_would_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_place(path: Path, whole: bytes) -> None:
+        path.write_bytes(whole[: len(whole) // 2])
+        crash()
+
+    path = tmp_path / "a.pt"
+    save_tensors(path, content(1))
+    monkeypatch.setattr(checkpoint, "write_whole", in_place)
+    with pytest.raises(OSError, match="stops here"):
+        save_tensors(path, content(2))
+    with pytest.raises(CheckpointError):
+        load_tensors(path)

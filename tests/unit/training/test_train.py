@@ -1,0 +1,136 @@
+"""A whole run on a simulated shop: it learns, it is found again on disk, and killed anywhere it ends with the same bits."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import train as train_module
+from training.checkpoint import CheckpointError, load_tensors, open_run
+from training.config import DataConfig, TrainConfig
+from training.data.dataset import open_catalogue
+from training.data.synthetic import World, simulate
+from training.evaluate import as_table, evaluate
+from training.models import MODELS
+from training.recipes import daian_demo, din_demo
+from training.train import train
+
+SMALL_WORLD = World(n_requests=1_600, n_users=200, n_items=150, seed=5)
+
+
+class Silent:
+    """Takes the numbers and keeps the stages' names; can stop the run at a step, as a killed process would."""
+
+    def __init__(self, dies_after: int = 10**9) -> None:
+        self.left = dies_after
+        self.stages: list[str] = []
+
+    def step(self, stage: str, step: int, loss: float, n_candidates: int, seconds: float) -> None:  # noqa: ARG002
+        self.left -= 1
+        if not self.stages or self.stages[-1] != stage:
+            self.stages.append(stage)
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
+        """Nothing to see here."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("world") / "shop"
+    simulate(folder, SMALL_WORLD)
+    yield folder
+
+
+def quick() -> TrainConfig:
+    """Three stages with several checkpoints in each, and dropout so that the random state counts."""
+    model = replace(daian_demo().model, dropout=0.1, joint_epochs=2, uim_epochs=2)
+    return replace(
+        daian_demo(), model=model, data=DataConfig(batch_candidates=1024), checkpoint_every=3, evaluate_every=5
+    )
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(world: Path, tmp_path: Path) -> None:
+    numbers = train(quick(), world, tmp_path / "whole", Silent())
+    broken = tmp_path / "broken"
+    seen: list[str] = []
+    for _ in range(40):
+        recorder = Silent(dies_after=11)
+        try:
+            resumed = train(quick(), world, broken, recorder)
+            break
+        except KeyboardInterrupt:
+            seen += recorder.stages
+    assert set(seen) == {"intent", "interests", "joint"}  # it was killed in each of the stages
+    whole, pieces = load_tensors(tmp_path / "whole" / "weights.pt"), load_tensors(broken / "weights.pt")
+    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert resumed == numbers
+
+
+def test_without_the_random_state_it_would_not(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(quick(), model=replace(quick().model, uim_epochs=1, joint_epochs=1))
+    train(config, world, tmp_path / "whole", Silent())
+    monkeypatch.setattr(train_module.torch, "set_rng_state", lambda _state: None)
+    for dies_after in (8, 10**9):
+        try:
+            train(config, world, tmp_path / "broken", Silent(dies_after))
+        except KeyboardInterrupt:
+            continue
+    whole, pieces = load_tensors(tmp_path / "whole" / "weights.pt"), load_tensors(tmp_path / "broken" / "weights.pt")
+    assert not all(torch.equal(whole[name], pieces[name]) for name in whole)
+
+
+def test_a_finished_run_is_found_again_and_evaluated_beside_counting(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = replace(din_demo(), model=replace(din_demo().model, max_epochs=1))
+    numbers = train(config, world, run, Silent())
+    opened = open_run(run, open_catalogue(world))
+    assert opened.config == config
+    assert not opened.model.training
+    table = evaluate(run, world, "test")
+    assert list(table) == ["din_demo", "click_rate", "pair_rate", "similarity"]
+    saved = json.loads((run / "metrics.json").read_text())
+    assert saved == {"validation": numbers, "test": table}
+    assert as_table(table).count("\n") == 4
+
+
+def test_a_folder_of_another_run_is_refused(world: Path, tmp_path: Path) -> None:
+    config = replace(din_demo(), model=replace(din_demo().model, max_epochs=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, world, tmp_path / "run", Silent(dies_after=2))
+    with pytest.raises(CheckpointError, match="another config"):
+        train(replace(config, seed=2), world, tmp_path / "run", Silent())
+    with pytest.raises(CheckpointError, match="not finished"):
+        open_run(tmp_path / "run", open_catalogue(world))
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_the_first_step(world: Path, tmp_path: Path) -> None:
+    def refuse(*_args: object) -> None:
+        raise RuntimeError("this graph has no ONNX form")
+
+    with pytest.raises(RuntimeError, match="ONNX"):
+        train(din_demo(), world, tmp_path / "run", Silent(dies_after=0), refuse)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("world") / "shop"
+    simulate(folder, World(n_requests=8_000, n_users=600, n_items=300, seed=6))
+    yield folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: Path, name: str) -> None:
+    known = {"din": din_demo(), "daian": daian_demo()}
+    config = known.get(name) or replace(din_demo(), name=name, model=MODELS[name].config())
+    train(config, larger_world, tmp_path / "run", Silent())
+    table = evaluate(tmp_path / "run", larger_world, "test")
+    assert table[config.name]["gauc_request"] > table["click_rate"]["gauc_request"] + 0.02
