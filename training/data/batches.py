@@ -1,12 +1,12 @@
 """Batches for the training loop: request files -> Encoder.encode -> torch tensors, in an order that can be resumed.
 
-Called by `training/loop.py` and `training/evaluate.py`. Encoding happens here at use, through the contract's one function;
-nothing encoded is ever stored.
+Called by `training/loop.py` and `training/evaluate.py`. Encoding happens here at use, through the contract's one
+function; nothing encoded is ever stored.
 
-The order is a pure function of (files, seed, epoch), so a position is three numbers. An epoch shuffles the row groups of
-all files, takes them in pools of about `pool_requests` requests, shuffles each pool, sorts it by history length (less
-padding: requests of like length share a batch), cuts it into batches of whole requests with about `batch_candidates`
-candidates, and shuffles those. One thread reads and encodes ahead, at most `n_ahead` batches.
+The order is a pure function of (files, seed, epoch), so a position is three numbers. An epoch shuffles the row groups
+of all files, takes them in pools of about `pool_requests` requests, shuffles each pool, sorts it by history length
+(less padding: requests of like length share a batch), cuts it into batches of whole requests with about
+`batch_candidates` candidates, and shuffles those. One thread reads and encodes ahead, at most `n_ahead` batches.
 """
 
 import queue
@@ -52,7 +52,7 @@ class Position:
 
 
 class Batch(NamedTuple):
-    """Model inputs as tensors, labels as arrays of numpy or tensors for the losses, and the position after this batch."""
+    """Model inputs and labels as tensors, group codes for the metrics, and the position after this batch."""
 
     inputs: ModelInputs
     clicks: Tensor  # float32 N
@@ -85,7 +85,7 @@ class Batches:
         pools = self._pools(start.epoch)
         for number in range(start.pool, len(pools)):
             requests, clicks = self._read(pools[number])
-            parts = self._cut(requests, clicks, start.epoch, number)
+            parts = self._cut(requests, start.epoch, number)
             first = start.batch if number == start.pool else 0
             for index in range(first, len(parts)):
                 last = index + 1 == len(parts)
@@ -118,9 +118,7 @@ class Batches:
             return take_requests(requests, clicks, np.flatnonzero(clicked_requests(requests, clicks)))
         return requests, clicks
 
-    def _cut(
-        self, requests: RequestBatch, clicks: Int8[np.ndarray, " N"], epoch: int, pool: int
-    ) -> list[Int64[np.ndarray, " r"]]:
+    def _cut(self, requests: RequestBatch, epoch: int, pool: int) -> list[Int64[np.ndarray, " r"]]:
         """The pool's requests, in batches: which request goes where."""
         if requests.n_requests == 0:
             return []
@@ -181,7 +179,7 @@ class _Failed(NamedTuple):
 
 
 def _prefetched(source: Iterator[Batch], n_ahead: int) -> Iterator[Batch]:
-    """Runs `source` in a thread, at most `n_ahead` batches ahead; its error is raised here, leaving stops the thread."""
+    """Runs `source` in a thread, at most `n_ahead` batches ahead; raises its error here; leaving stops the thread."""
     ready: queue.Queue[Batch | _Failed | None] = queue.Queue(maxsize=max(1, n_ahead))
     stopped = threading.Event()
 

@@ -1,9 +1,9 @@
 """`daian data check`: refuses prepared data that would teach a model something wrong.
 
-Called by the command line, and by whoever wants to be sure before a long run. It reads every request once, changes nothing,
-and lists every problem it found: damaged, empty or foreign files, behaviours that are not before their request, repeated
-requests or candidates, splits that are not one after the other in time, and single fields that tell the clicks
-(`leakage`). Unknown rates and shifts of the later days are reported, not judged.
+Called by the command line, and by whoever wants to be sure before a long run. It reads every request once, changes
+nothing, and lists every problem it found: damaged, empty or foreign files, behaviours that are not before their
+request, repeated requests or candidates, splits that are not one after the other in time, and single fields that tell
+the clicks (`leakage`). Unknown rates and shifts of the later days are reported, not judged.
 """
 
 from collections.abc import Iterator
@@ -106,7 +106,7 @@ def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool)
         check.n_requests[split] = n_requests
         if first_at <= latest:
             check.problems.append(
-                f"{folder / split}: begins at {first_at} ms, before the split before it ends ({latest} ms); split by time"
+                f"{folder / split}: begins at {first_at} ms, but the split before it ends at {latest} ms; split by time"
             )
         latest = max(latest, last_at)
     _find_repeated(np.concatenate(hashes), check)
@@ -164,7 +164,8 @@ def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check
     if leak_auc is None:
         return
     check.problems += [
-        f"{name} alone tells the clicks (AUC {auc:.3f}): it was probably made from them; leave it out or make it from earlier days"
+        f"{name} alone tells the clicks (AUC {auc:.3f}): it was probably made from them; leave it out, or make it "
+        "from earlier days"
         for name, auc in check.aucs.items()
         if auc > leak_auc
     ]

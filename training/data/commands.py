@@ -86,7 +86,8 @@ def prepare_wikispeedia(
     Parameters
     ----------
     source
-        The folder with SNAP's files (articles.tsv, categories.tsv, links.tsv, paths_unfinished.tsv, paths_finished.tsv).
+        The folder with SNAP's files (articles.tsv, categories.tsv, links.tsv, paths_unfinished.tsv,
+        paths_finished.tsv).
     out
         The folder to make.
     encoder
@@ -194,7 +195,7 @@ def simulate(
 
 
 def check(data: Path, *, leak_auc: float = 0.95, as_json: Json = False) -> int:
-    """Check a prepared folder: damaged files, behaviours from the future, repeated requests, fields that tell the clicks.
+    """Check a prepared folder: damage, behaviours from the future, repeated requests, fields that tell the clicks.
 
     Exit code 1 when something is wrong.
 

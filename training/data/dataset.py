@@ -1,11 +1,11 @@
-"""The prepared data set on disk: written by every `prepare` door and by `simulate`, opened by training and by the checks.
+"""The prepared data set on disk: written by every `prepare` door and by `simulate`, opened by training and checks.
 
     <folder>/dataset.json            Dataset: name, fields, history rules, similarity range, time windows, report
     <folder>/catalogue/              every item, raw (service.contract.catalogue)
     <folder>/train|validation|test/  request files, at most `FILE_REQUESTS` requests each
 
-`PreparedWriter` builds it in a folder of its own beside the target and renames it at the end: a prepared folder is complete
-or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'s.
+`PreparedWriter` builds it in a folder of its own beside the target and renames it at the end: a prepared folder is
+complete or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'s.
 """
 
 import json
@@ -37,9 +37,10 @@ DATASET_VERSION = 1
 class Dataset:
     """What a prepared folder is made of.
 
-    `similarity_range`: the similarities where the lowest level begins and the highest ends; None = fit it on the training
-    days. `related_threshold`: similarity from which a behaviour is related; None = the lower edge of the second-highest
-    level. `windows`: first and last `requested_at` of each split, epoch ms. `report`: what the preparation counted.
+    `similarity_range`: the similarities where the lowest level begins and the highest ends; None = fit it on the
+    training days. `related_threshold`: similarity from which a behaviour is related; None = the lower edge of the
+    second-highest level. `windows`: first and last `requested_at` of each split, epoch ms. `report`: what the
+    preparation counted.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Items:
     """The items of a data set before they become a Catalogue.
 
     `fields`: one column per item field of the schema but `item` itself; more (a title) are kept for people to read.
-    Vectors come as floats, which the catalogue quantises, or as ready int8 codes, or not at all; a row of zeros is an item
-    without a vector, and so is one whose `has_vector` is False.
+    Vectors come as floats, which the catalogue quantises, or as ready int8 codes, or not at all; a row of zeros is an
+    item without a vector, and so is one whose `has_vector` is False.
     """
 
     ids: Sequence[str]
@@ -172,7 +173,9 @@ class PreparedWriter:
         """Completes the folder and gives it its name. Raises DataError when no training request was written."""
         for file in self._files.values():
             file.close()
-        reports = {split: report.to_dict() for split, report in self._reports.items() if report.n_requests}
+        reports: dict[str, dict[str, Any]] = {
+            split: report.to_dict() for split, report in self._reports.items() if report.n_requests
+        }
         if "train" not in reports:
             self.abandon()
             raise DataError(f"{self.folder}: no training requests were found; nothing was written.")
@@ -208,7 +211,7 @@ class PreparedWriter:
             file = self._files[split] = write_requests(path, self.dataset.schema)
         return file
 
-    def _finished(self, reports: dict[str, dict[str, Any]]) -> Dataset:
+    def _finished(self, reports: Mapping[str, dict[str, Any]]) -> Dataset:
         self._clicks[0] = 0  # clicks on items that the catalogue does not know say nothing about row 0
         self.catalogue.popularity = self._clicks.astype(np.float32)
         self.catalogue.save(self._partial / "catalogue")

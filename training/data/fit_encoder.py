@@ -1,8 +1,8 @@
 """fit_encoder: one streaming pass over the training requests -> Encoder.
 
-Called by `training/train.py` before a run, and by `check_requests`. Counts values, cuts numbers into quantile bins, chooses
-the similarity range and the threshold of the related history: all from the training days, nothing from later ones (models
-trap T7). It never looks at a click; the encoded arrays themselves are the contract's business.
+Called by `training/train.py` before a run, and by `check_requests`. Counts values, cuts numbers into quantile bins,
+chooses the similarity range and the threshold of the related history: all from the training days, nothing from later
+ones (models trap T7). It never looks at a click; the encoded arrays themselves are the contract's business.
 """
 
 from collections import Counter
@@ -29,9 +29,9 @@ _LEAST_RANGE = 0.05  # a narrower range would cut levels out of rounding
 def fit_encoder(folder: Path) -> Encoder:
     """The encoder of a prepared folder, fitted on its training split.
 
-    An item is in the vocabulary when it was seen at least `min_count` times in training requests as trigger, candidate or
-    behaviour; its fields' values are counted as often as it was seen. Most frequent values come first, ties in the order
-    of the catalogue (items) or of the text. The related threshold is the data set's, or the lower edge of the
+    An item is in the vocabulary when it was seen at least `min_count` times in training requests as trigger, candidate
+    or behaviour; its fields' values are counted as often as it was seen. Most frequent values come first, ties in the
+    order of the catalogue (items) or of the text. The related threshold is the data set's, or the lower edge of the
     second-highest level. Raises DataError for unreadable files.
     """
     dataset, catalogue = open_dataset(folder), open_catalogue(folder)
@@ -169,8 +169,8 @@ def fit_scale(dataset: Dataset, similarity: SimilarityCounts) -> SimilarityScale
     low, high = (similarity.quantile(share) for share in RANGE_QUANTILES)
     if high - low < _LEAST_RANGE:
         raise DataError(
-            f"{dataset.name}: 98 % of the candidates' similarities to their trigger lie within {low:.3f} and {high:.3f}; "
-            "levels over so narrow a range mean nothing. Check the item vectors, or set similarity_range in the data set."
+            f"{dataset.name}: 98 % of the similarities of candidate and trigger lie between {low:.3f} and {high:.3f}; "
+            "levels over so narrow a range mean nothing. Check the item vectors, or set a similarity_range."
         )
     return SimilarityScale(round(low, 4), round(high, 4), dataset.n_levels)
 

@@ -1,9 +1,9 @@
 """The service's request log and the click log -> a request file: today's answers are tomorrow's training input.
 
 Called by `daian data join`. The request log holds rows of the contract whose candidates are what was shown, in order
-(`DAIAN_REQUEST_LOG` of the service); the click log holds events as they were sent to `POST /events`, one JSON object a line:
-`type`, `user`, `item`, `time` (RFC 3339 or epoch ms), and `request_id` if the client knows it. Two passes over the requests;
-only the clicks are kept in memory.
+(`DAIAN_REQUEST_LOG` of the service); the click log holds events as they were sent to `POST /events`, one JSON object a
+line: `type`, `user`, `item`, `time` (RFC 3339 or epoch ms), and `request_id` if the client knows it. Two passes over
+the requests; only the clicks are kept in memory.
 """
 
 import json
@@ -44,10 +44,10 @@ def join_clicks(
 ) -> dict[str, int]:
     """Writes the logged requests with their clicks to the request file `out`; returns what was counted.
 
-    A click with a `request_id` belongs to that request; one without to the newest request of its user that showed the item
-    at most `window_s` before. Requests so new that clicks may still come (less than `window_s` before the end of the logs)
-    are left out: they are not yet without a click. Raises DataError naming file and line for what cannot be read, and for
-    a request that was logged twice.
+    A click with a `request_id` belongs to that request; one without to the newest request of its user that showed the
+    item at most `window_s` before. Requests so new that clicks may still come (less than `window_s` before the end of
+    the logs) are left out: they are not yet without a click. Raises DataError naming file and line for what cannot be
+    read, and for a request that was logged twice.
     """
     clicks = _read_clicks(click_log)
     last_request_at = 0

@@ -1,7 +1,7 @@
 """Labels and group codes of encoded requests. Offline only: nothing here is ever an input of a model.
 
-Called by `batches`. The intent label is DAIAN's eq. (1): the share of a request's clicks in each similarity level to the
-trigger. It uses the encoder's own similarities and its own scale, the same numbers that the model sees.
+Called by `batches`. The intent label is DAIAN's eq. (1): the share of a request's clicks in each similarity level to
+the trigger. It uses the encoder's own similarities and its own scale, the same numbers that the model sees.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Labels(NamedTuple):
 
     `intent[r]` is all zeros where `has_intent[r]` is false: a request without a click (or whose clicked items have no
     vector) has no observed intent, and no constant may stand in for it (that would tell the model that nobody clicked).
-    Group codes are stable 63-bit hashes: equal for the same user or request in every file and run. An anonymous request is
-    a group of its own.
+    Group codes are stable 63-bit hashes: equal for the same user or request in every file and run. An anonymous request
+    is a group of its own.
     """
 
     clicks: Float32[np.ndarray, " N"]

@@ -1,9 +1,9 @@
 """The leakage alarm: does one thing alone tell the clicks? Nothing honest does so with an AUC above 0.95.
 
-Called by `check_requests`. Everything is counted per encoded id, so memory is the size of the vocabularies: click rates per
-id are learnt from the training days and judged on the validation days. Fields of a candidate (its item's fields, its place on
-the page, its similarity to the trigger, whether it stands in the history) are judged against its click; fields of a request
-against whether it has one.
+Called by `check_requests`. Everything is counted per encoded id, so memory is the size of the vocabularies: click rates
+per id are learnt from the training days and judged on the validation days. Fields of a candidate (its item's fields,
+its place on the page, its similarity to the trigger, whether it stands in the history) are judged against its click;
+fields of a request against whether it has one.
 """
 
 import numpy as np
@@ -51,7 +51,7 @@ class LabelCounts:
 
 
 def single_field_aucs(train: LabelCounts, judged: LabelCounts) -> dict[str, float]:
-    """AUC of each field alone on `judged`, scored by its ids' click rates in `train`; 0.5 where there is one class only."""
+    """AUC of each field alone on `judged`, scored by its ids' click rates in `train`; 0.5 where a class is missing."""
     return {
         name: binned_auc(_rates(train.shown[name], train.labelled[name]), judged.shown[name], judged.labelled[name])
         for name in judged.shown

@@ -1,7 +1,7 @@
 """One bucket of users: impressions, behaviours and users joined into requests with point-in-time correct histories.
 
-Called by `prepare_logs` for each bucket. All arrays are numpy over one bucket; requests leave in time order, a chunk at a
-time, because histories written out are much larger than the logs they come from.
+Called by `prepare_logs` for each bucket. All arrays are numpy over one bucket; requests leave in time order, a chunk at
+a time, because histories written out are much larger than the logs they come from.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from jaxtyping import Int8, Int64, UInt64
 
 from service.contract.requests import RequestBatch
 from training.data.errors import DataError
-from training.data.mapping import LogMapping
+from training.data.mapping import LogMapping, Table
 from training.data.request_files import as_objects
 
 CHUNK_REQUESTS = 2048
@@ -90,7 +90,11 @@ def _group(impressions: pa.Table, mapping: LogMapping, notes: Counter[str]) -> _
     if (spread > MAX_SPREAD_MS).any():
         row = int(np.flatnonzero((spread > MAX_SPREAD_MS)[codes])[0])
         raise _refuse(
-            rows, row, mapping, "request", "impressions of this request lie more than an hour apart; ids are reused."
+            rows,
+            row,
+            mapping.impressions,
+            "request",
+            "impressions of this request lie more than an hour apart; ids are reused.",
         )
     notes["requests_with_several_times"] += int((spread > 0).sum())
     offsets = np.append(begins, len(codes)).astype(np.int64)
@@ -106,22 +110,22 @@ def _refuse_contradictions(
         )
         other = np.flatnonzero(values != values[begins][request_of])
         if len(other):
-            raise _refuse(rows, int(other[0]), mapping, role, "is not that of the request's other rows.")
+            raise _refuse(rows, int(other[0]), mapping.impressions, role, "is not that of the request's other rows.")
     items = rows.column("item").combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.lexsort((items, request_of))
     again = np.flatnonzero((np.diff(request_of[order]) == 0) & (np.diff(items[order]) == 0))
     if len(again):
         row = int(order[again + 1].min())
-        raise _refuse(rows, row, mapping, "item", "stands twice in its request; each shown item must have one row.")
+        raise _refuse(
+            rows, row, mapping.impressions, "item", "stands twice in its request; each shown item must have one row."
+        )
 
 
-def _refuse(rows: pa.Table, row: int, mapping: LogMapping, role: str, problem: str) -> DataError:
-    table = mapping.impressions
-    path = table.files[rows.column("file")[row].as_py()]
-    value, request = rows.column(role)[row].as_py(), rows.column("request")[row].as_py()
-    return DataError(
-        f"{path}, row {rows.column('row')[row].as_py()}, column {table.roles[role]}: {value!r:.80} (request {request!r:.80}) {problem}"
-    )
+def _refuse(rows: pa.Table, row: int, table: Table, role: str, problem: str) -> DataError:
+    """The error for a row of a bucket, with the file and row that it came from."""
+    path, number = table.files[rows.column("file")[row].as_py()], rows.column("row")[row].as_py()
+    value = rows.column(role)[row].as_py()
+    return DataError(f"{path}, row {number}, column {table.roles[role]}: {value!r:.80} {problem}")
 
 
 def _sorted_behaviours(behaviours: pa.Table | None, users: pa.Array, notes: Counter[str]) -> _Behaviours:
@@ -188,12 +192,7 @@ def _repeated_user(users: pa.Table, mapping: LogMapping) -> DataError:
     codes = users.column("user").combine_chunks().dictionary_encode().indices.to_numpy()
     first = np.unique(codes, return_index=True)[1]
     row = int(np.setdiff1d(np.arange(len(codes)), first)[0])
-    path = mapping.users.files[users.column("file")[row].as_py()]
-    value = users.column("user")[row].as_py()
-    return DataError(
-        f"{path}, row {users.column('row')[row].as_py()}, column {mapping.users.roles['user']}: {value!r:.80} came before; "
-        "give each user once."
-    )
+    return _refuse(users, row, mapping.users, "user", "came before; give each user once.")
 
 
 def _chunk(

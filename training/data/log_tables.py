@@ -1,9 +1,9 @@
 """A shop's own tables (parquet or CSV), streamed as columns of the types that we need.
 
 Called by `prepare_logs`. First `check_tables` compares every file with the mapping and reports all differences at once;
-then `read_table` yields batches whose columns are named by role: ids and categories as text, times as epoch ms, numbers as
-doubles, clicks as 0/1. A value that cannot be what it must be is one error naming file, row (from 1) and column. Parquet
-pages that carry checksums are verified.
+then `read_table` yields batches whose columns are named by role: ids and categories as text, times as epoch ms, numbers
+as doubles, clicks as 0/1. A value that cannot be what it must be is one error naming file, row (from 1) and column.
+Parquet pages that carry checksums are verified.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -239,16 +239,17 @@ def _of(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(_of(kind)) or pa.types.is_large_string(_of(kind))
+    return bool(pa.types.is_string(_of(kind)) or pa.types.is_large_string(_of(kind)))
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(_of(kind)) or pa.types.is_floating(_of(kind)) or pa.types.is_decimal(_of(kind))
+    kind = _of(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
 def _is_vector(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
-    return is_list and _is_number(kind.value_type)
+    return bool(is_list) and _is_number(kind.value_type)
 
 
 _TYPES: dict[str, Callable[[pa.DataType], bool]] = {

@@ -29,10 +29,8 @@ EXAMPLE = """\
   },
   "behaviours": {"files": "events.csv", "user": "user_id", "item": "item_id", "time": "at", "type": "kind"},
   "items": {
-    "files": "items.parquet", "item": "item_id",
-    "fields": {"leaf": "category", "brand": {"kind": "id", "min_count": 2}, "price": {"kind": "number", "column": "eur"}},
-    "leaf_category": "leaf",
-    "text": ["title"], "image": "picture"
+    "files": "items.parquet", "item": "item_id", "fields": {"leaf": "category", "brand": {"kind": "id", "min_count": 2},
+    "price": {"kind": "number", "column": "eur"}}, "leaf_category": "leaf", "text": ["title"], "image": "picture"
   },
   "users": {"files": "users.csv", "user": "user_id", "fields": {"age_band": "category", "orders": "number"}},
   "split": {"validation_share": 0.1, "test_share": 0.1},
@@ -42,7 +40,7 @@ EXAMPLE = """\
 # Optional: behaviours (without it the clicks of the impressions), users, position, type, context, text, image, history,
 # split, similarity_range, n_levels, related_threshold. Vectors: "text" and "image" columns are encoded on the way;
 # "vector": a column of number lists; "vectors": a folder that `daian embed` wrote. Splits also by time:
-# {"validation_from": "2026-01-07", "test_from": "2026-01-08"}. File names are relative to the mapping file; * and ** work.
+# {"validation_from": "2026-01-07", "test_from": "2026-01-08"}. File names are relative to the mapping file; * works.
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,11 @@ _OTHER_KEYS = {
     "items": {"files", "fields", "leaf_category", "text", "image", "vectors"},
     "users": {"files", "fields"},
 }
-_FIELD_KEYS = {"impressions": ("context", "context"), "items": ("fields", "item"), "users": ("fields", "user")}
+_FIELD_KEYS: dict[str, tuple[str, Side]] = {
+    "impressions": ("context", "context"),
+    "items": ("fields", "item"),
+    "users": ("fields", "user"),
+}
 _TOP_KEYS = {
     *("name", "time_unit", "impressions", "behaviours", "items", "users", "split", "history"),
     *("similarity_range", "n_levels", "related_threshold"),

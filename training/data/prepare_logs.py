@@ -1,9 +1,9 @@
 """`daian data prepare logs`: a shop's own tables -> a prepared data set with point-in-time correct histories.
 
-Called by the command line. Three streaming steps with bounded memory: check every column of every file against the mapping;
-cut impressions, behaviours and users into buckets of users on disk; join one bucket at a time (`log_join`). A request sees
-the behaviours of its user strictly before it. Without a behaviours table the clicks of the impressions are the behaviours,
-at the time when the clicked item was shown.
+Called by the command line. Three streaming steps with bounded memory: check every column of every file against the
+mapping; cut impressions, behaviours and users into buckets of users on disk; join one bucket at a time (`log_join`). A
+request sees the behaviours of its user strictly before it. Without a behaviours table the clicks of the impressions are
+the behaviours, at the time when the clicked item was shown.
 """
 
 import shutil
@@ -93,7 +93,10 @@ def prepare_logs(
 
 
 def split_times(minutes: Counter[int], rule: SplitRule) -> Cuts:
-    """The cuts of a rule, given how many impressions each minute (since the epoch) holds. Raises DataError for an empty split."""
+    """The cuts of a rule, given how many impressions each minute (since the epoch) holds.
+
+    Raises DataError when they leave no training or no test.
+    """
     ordered = sorted(minutes)
     first, last = ordered[0] * _MINUTE_MS, (ordered[-1] + 1) * _MINUTE_MS
     if rule.validation_from is not None and rule.test_from is not None:
@@ -109,7 +112,8 @@ def split_times(minutes: Counter[int], rule: SplitRule) -> Cuts:
             for at in (first, cuts.validation_from, cuts.test_from, last)
         ]
         raise DataError(
-            f"the split leaves no training or no test: data from {spans[0]}, validation {spans[1]}, test {spans[2]}, end {spans[3]}."
+            f"the split leaves no training or no test: data from {spans[0]}, validation {spans[1]}, test {spans[2]}, "
+            f"end {spans[3]}."
         )
     return cuts
 
@@ -141,10 +145,12 @@ class _Logs:
                 self.minutes.update(dict(zip(minutes.tolist(), counts.tolist(), strict=True)))
                 if mapping.behaviours is None:
                     self._add_behaviours(_clicks_of(rows))
-            for rows in self._read(mapping.behaviours) if mapping.behaviours else ():
-                self._add_behaviours(_table(rows, mapping.behaviours))
-            for rows in self._read(mapping.users) if mapping.users else ():
-                self._users.add(_table(rows, mapping.users), "user")
+            if mapping.behaviours is not None:
+                for rows in self._read(mapping.behaviours):
+                    self._add_behaviours(_table(rows, mapping.behaviours))
+            if mapping.users is not None:
+                for rows in self._read(mapping.users):
+                    self._users.add(_table(rows, mapping.users), "user")
         if self._types and not any(kind in self._types for kind in mapping.rules.types):
             raise DataError(
                 f"no behaviour is of a type that counts: found {dict(self._types.most_common(5))}, "

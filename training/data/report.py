@@ -125,7 +125,7 @@ class RequestReport:
             "behaviours_per_request": _ratio(self._n_behaviours, self.n_requests),
             "history_lengths": {
                 f"{step}+": _ratio(count, self.n_requests)
-                for step, count in zip(HISTORY_STEPS, self._history, strict=True)
+                for step, count in zip(HISTORY_STEPS, self._history.tolist(), strict=True)
             },
         }
 
@@ -159,5 +159,5 @@ def clicked_requests(batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> Boo
     return np.asarray(np.diff(total[batch.candidate_offsets]) > 0)
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: float | np.integer, whole: float | np.integer) -> float:
     return round(float(part) / float(whole), 6) if whole else 0.0

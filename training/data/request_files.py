@@ -1,13 +1,13 @@
 """Request files: parquet <-> (RequestBatch, clicks). The one place that knows how requests lie on disk.
 
-Called by every `prepare` door (through `dataset.PreparedWriter`), by `fit_encoder`, `batches` and `check_requests`. A file
-holds raw requests and their clicks, never encoded arrays (house rule 5). Each page carries a CRC-32 that is verified on
-every read: without it three of four flipped bits pass silently. A file appears under its name complete or not at all.
+Called by every `prepare` door (through `dataset.PreparedWriter`), by `fit_encoder`, `batches` and `check_requests`. A
+file holds raw requests and their clicks, never encoded arrays (house rule 5). Each page carries a CRC-32 that is
+verified on every read: without it three of four flipped bits pass silently. A file appears under its name complete or
+not at all.
 
-One row is one request:
-`request_id` string · `requested_at` int64 (epoch ms) · `user.<field>`, `context.<field>` string or double · `trigger` string ·
-`behaviour_item` list<string> · `behaviour_at` list<int64> · `behaviour_type` list<string> · `candidate` list<string> ·
-`clicked` list<int8>.
+One row is one request: `request_id` string · `requested_at` int64 (epoch ms) · `user.<field>`, `context.<field>` string
+or double · `trigger` string · `behaviour_item` list<string> · `behaviour_at` list<int64> · `behaviour_type`
+list<string> · `candidate` list<string> · `clicked` list<int8>.
 """
 
 import os
@@ -312,9 +312,9 @@ def _numbers(array: pa.Array) -> Int64[np.ndarray, " N"]:
 
 
 def as_objects(array: pa.Array) -> np.ndarray:
-    """Values as Python objects, None where missing. Repeated texts share one object: a tenth of the time and memory."""
+    """Values as Python objects, None where missing. Repeated texts share one object, made once."""
     codes = array.dictionary_encode()
     distinct = np.empty(len(codes.dictionary) + 1, dtype=object)
     distinct[:-1] = codes.dictionary.to_pylist()
     indices = codes.indices.fill_null(len(codes.dictionary)).to_numpy(zero_copy_only=False)
-    return distinct[indices]
+    return np.asarray(distinct[indices])

@@ -1,15 +1,15 @@
 """A small shop world with known intents: what `daian data simulate` writes, and what tests and the demo train on.
 
-It follows the behaviour that the papers describe, not any model's form. Items live in a tree (top category, leaf, topic)
-and have vectors; users have lasting tastes, a short-term interest that moves with each click, a price they like, and are
-more or less *specific*: after opening a trigger a specific user looks for items like it, a broad one roams (DAIAN section
-1). Each visit draws an intent over similarity levels around that; clicks are independent coin flips per candidate whose
-odds combine intent, taste, interest, quality and price. Popularity is skewed, some items appear late (cold), some have no
-vector, some visitors are anonymous. Every draw comes from one seeded generator; requests are made in time order and written
-as they are made.
+It follows the behaviour that the papers describe, not any model's form. Items live in a tree (top category, leaf,
+topic) and have vectors; users have lasting tastes, a short-term interest that moves with each click, a price they like,
+and are more or less *specific*: after opening a trigger a specific user looks for items like it, a broad one roams
+(DAIAN section 1). Each visit draws an intent over similarity levels around that; clicks are independent coin flips per
+candidate whose odds combine intent, taste, interest, quality and price. Popularity is skewed, some items appear late
+(cold), some have no vector, some visitors are anonymous. Every draw comes from one seeded generator; requests are made
+in time order and written as they are made.
 
-Beside the request files lies `truth.parquet`, what no model may see: the true click probability of every candidate and the
-true intent of every request.
+Beside the request files lies `truth.parquet`, what no model may see: the true click probability of every candidate and
+the true intent of every request.
 """
 
 from bisect import bisect_left, insort
@@ -113,7 +113,7 @@ class Visits(NamedTuple):
 
 
 def simulate(
-    out: Path, world: World, overwrite: bool = False, progress: Callable[[int], None] = lambda n: None
+    out: Path, world: World, overwrite: bool = False, progress: Callable[[int], None] | None = None
 ) -> Dataset:
     """Makes the world and writes it as a prepared folder: days 1-6 train, day 7 validation, day 8 test.
 
@@ -132,7 +132,8 @@ def simulate(
                 pages = journal.record(visits)
                 writer.write(pages.split, pages.batch, pages.clicks)
                 truth.write_table(_truth(visits, pages.batch))
-                progress(len(visits.at))
+                if progress is not None:
+                    progress(len(visits.at))
     return writer.dataset
 
 
@@ -230,7 +231,7 @@ def _run(random: np.random.Generator, world: World, shop: Shop, users: Users, ca
         for start in range(0, n_requests, _CHUNK):
             drawn = _draw_pages(random, times[start : start + _CHUNK], shop, users)
             visits, bias = _decide(random, drawn, shop, users, catalogue, bias)
-            _remember(random, visits, shop, users)
+            _remember(visits, shop, users)
             yield visits
 
 
@@ -277,7 +278,7 @@ def _draw_triggers(
 def _decide(
     random: np.random.Generator, pages: Visits, shop: Shop, users: Users, catalogue: Catalogue, bias: float | None
 ) -> tuple[Visits, float]:
-    """Fills in intent, odds and clicks. `bias` is set on the first pages, so that about CLICK_RATE of all are clicked."""
+    """Fills in intent, odds and clicks. The first pages set `bias`, so that about CLICK_RATE of all are clicked."""
     is_shown = pages.shown >= 0
     triggers = np.repeat(pages.trigger + 1, pages.shown.shape[1])  # catalogue rows start at 1
     similarity = catalogue.similarity(triggers, np.where(is_shown, pages.shown + 1, 0).ravel()).reshape(
@@ -328,7 +329,7 @@ def _bias_for(odds: Float64[np.ndarray, " X"]) -> float:
     return (low + high) / 2
 
 
-def _remember(random: np.random.Generator, visits: Visits, shop: Shop, users: Users) -> None:
+def _remember(visits: Visits, shop: Shop, users: Users) -> None:
     """Interests move towards what was opened and clicked, in time order."""
     for row in range(len(visits.at)):
         user = visits.user[row]
@@ -340,7 +341,7 @@ def _remember(random: np.random.Generator, visits: Visits, shop: Shop, users: Us
 def _draw_in(
     random: np.random.Generator, shop: Shop, group: Int64[np.ndarray, " M"], wanted: Int64[np.ndarray, " C"], n: int
 ) -> Int64[np.ndarray, "C n"]:
-    """Items of one group (a topic, leaf or top: a range of items) in proportion to popularity; of all, if it is empty."""
+    """Items of one group (a topic, leaf or top: a range of items) in proportion to popularity; of all if empty."""
     first, last = np.searchsorted(group, wanted, "left"), np.searchsorted(group, wanted, "right")
     empty = last == first
     first, last = np.where(empty, 0, first), np.where(empty, len(group), last)
@@ -371,6 +372,13 @@ def _repeats(drawn: Int64[np.ndarray, "C n"]) -> Bool[np.ndarray, "C n"]:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+def _where(known: Bool[np.ndarray, " C"], values: np.ndarray) -> np.ndarray:
+    """The values where they are known, None elsewhere."""
+    masked = values.astype(object)
+    masked[~known] = None
+    return masked
 
 
 def _names(letter: str, n: int, first: int = 0) -> np.ndarray:
@@ -420,19 +428,16 @@ class _Journal:
         flat = [event for history in histories for event in history]
         is_shown = visits.shown >= 0
         hour = visits.at // 3_600_000 % 24
-        user = np.where(is_known, self._users.ids[visits.user], None)
-        age_band = np.where(is_known & ~self._no_age[visits.user], self._users.age_band[visits.user], None)
+        user = _where(is_known, self._users.ids[visits.user])
+        age_band = _where(is_known & ~self._no_age[visits.user], self._users.age_band[visits.user])
+        orders = _where(is_known, self._users.orders[visits.user].astype(object))
         device = np.array(["phone", "tablet", "desktop"], object)[
             self._random.choice(3, len(user), p=[0.75, 0.1, 0.15])
         ]
         batch = RequestBatch(
             request_id=_names("r", len(user), self._n_requests),
             requested_at=visits.at,
-            user={
-                "user": user,
-                "age_band": age_band,
-                "orders": np.where(is_known, self._users.orders[visits.user].astype(object), None),
-            },
+            user={"user": user, "age_band": age_band, "orders": orders},
             context={"hour": np.array([str(h) for h in hour], object), "device": device},
             trigger=self._shop.ids[visits.trigger],
             behaviour_item=self._shop.ids[np.array([item for _, item, _ in flat], dtype=np.int64)],

@@ -83,4 +83,4 @@ def bucket_of(values: pa.Array, n_buckets: int) -> Int64[np.ndarray, " V"]:
     codes = values.dictionary_encode()
     hashes = [xxhash.xxh3_64_intdigest(text.encode()) % n_buckets for text in codes.dictionary.to_pylist()]
     by_code = np.array([*hashes, -1], dtype=np.int64)
-    return by_code[codes.indices.fill_null(len(hashes)).to_numpy(zero_copy_only=False)]
+    return np.asarray(by_code[codes.indices.fill_null(len(hashes)).to_numpy(zero_copy_only=False)])
