@@ -96,10 +96,10 @@ def _extra_of_missing_verb(app: App, arguments: list[str]) -> str | None:
 
 
 def _missing_library(error: ModuleNotFoundError) -> int:
-    library = (error.name or "").partition(".")[0]
-    extra = _EXTRA_OF_LIBRARY.get(library)
-    if extra is None:
+    if not _is_left_out(error.name or ""):
         raise error
+    library = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF_LIBRARY[library]
     return _say(f"this needs {library}, which is not installed: {install_line(extra)}", MISSING)
 
 

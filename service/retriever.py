@@ -119,7 +119,7 @@ def _place_in_level(levels: Int64[np.ndarray, " P"], n_levels: int) -> Int64[np.
     return places
 
 
-def _distinct(parts: Sequence[Int64[np.ndarray, " *n"]], banned: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " P"]:
+def _distinct(parts: Sequence[Int64[np.ndarray, "..."]], banned: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " P"]:
     """The rows of all parts at their first mention, without the banned ones and without FAISS's -1."""
     rows = np.concatenate(list(parts))
     rows = rows[_allowed(rows, banned)]

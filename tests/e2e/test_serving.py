@@ -1,0 +1,158 @@
+"""The service as people run it: `daian serve` in a process of its own, a real socket, a real Valkey."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract.bundle import Bundle
+from tests.small_bundle import item_ids, write_small_bundle
+
+pytestmark = pytest.mark.e2e
+START_S = 60
+
+
+@dataclass
+class Served:
+    """A running `daian serve`."""
+
+    process: "subprocess.Popen[str]"
+    client: httpx.Client
+
+    def rank(self, **body: object) -> httpx.Response:
+        return self.client.post("/rank", json={"deadline_ms": 2000, **body})
+
+
+@contextmanager
+def serving(bundle: Bundle, folder: Path, **settings: str) -> Iterator[Served]:
+    """Starts the command on a free port and waits until it says where it is."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAIAN_")}
+    environment |= {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    code = "import sys; from service.commands import serve; from pathlib import Path; "
+    code += f"sys.exit(serve(Path({str(bundle.path)!r}), store_folder=Path({str(folder / 'store')!r})))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment | settings, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
+    )
+    try:
+        with httpx.Client(base_url=_address(process), timeout=20) as client:
+            _wait_until_ready(client)
+            yield Served(process, client)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+def _address(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    until = time.monotonic() + START_S
+    for line in process.stdout:
+        found = re.search(r"ranking at (http://[^/]+)/rank", line)
+        if found:
+            return found.group(1)
+        assert time.monotonic() < until, "the service did not say where it is"
+    raise AssertionError("the service ended before it said where it is")
+
+
+def _wait_until_ready(client: httpx.Client) -> None:
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < until, "the service never became ready"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_small_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serving")
+    with serving(bundle, folder, DAIAN_REQUEST_LOG=str(folder / "ranked.ndjson")) as found:
+        yield found
+
+
+def test_a_click_changes_the_next_ranking_through_a_real_store(served: Served) -> None:
+    before = served.rank(user="u-e2e", trigger="i0").json()
+    event = {"event_id": "1", "type": "click", "user": "u-e2e", "item": "i8", "time": int(time.time() * 1000) - 2000}
+    assert served.client.post("/events", json={"events": [event]}).json()["accepted"] == 1
+    after = served.rank(user="u-e2e", trigger="i0").json()
+    assert (before["behaviours"]["used"], after["behaviours"]["used"]) == (0, 1)
+    assert (before["degraded"], after["degraded"]) == ([], [])
+    assert after["intent"]["predicted"][-1] > before["intent"]["predicted"][-1]
+
+
+def test_many_requests_on_one_connection_are_all_ranked(served: Served) -> None:
+    ids = item_ids()[:500]
+    for turn in range(50):
+        answer = served.rank(user=f"u{turn}", trigger=ids[turn], candidates=ids)
+        assert answer.status_code == 200
+        assert sorted(item["id"] for item in answer.json()["items"]) == sorted(ids)
+
+
+def test_a_body_that_is_too_large_is_refused_and_the_next_request_answered(served: Served) -> None:
+    assert served.client.post("/rank", content=b"x" * 3_000_000).status_code == 413
+    assert served.rank(trigger="i0").status_code == 200
+
+
+def test_the_server_does_not_say_what_it_is(served: Served) -> None:
+    assert "server" not in served.client.get("/livez").headers
+
+
+def test_what_was_ranked_is_in_the_log(served: Served, tmp_path_factory: pytest.TempPathFactory) -> None:
+    answer = served.rank(user="u-log", trigger="i0", candidates=["i3", "i5"], request_id="wanted").json()
+    file = next(tmp_path_factory.getbasetemp().glob("serving*/ranked.ndjson"))
+    until = time.monotonic() + 10
+    while True:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found = [row for row in rows if row["request_id"] == "wanted"]
+        if found:
+            break
+        assert time.monotonic() < until, "the row never came"
+        time.sleep(0.05)
+    assert found[0]["candidates"] == [item["id"] for item in answer["items"]]
+
+
+def test_d3_sigterm_drains_first_and_exits_with_0(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path) as found:
+        found.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert found.client.get("/readyz").json()["code"] == "draining"
+        answer = found.rank(trigger="i0")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        found.process.communicate(timeout=20)
+        assert found.process.returncode == 0
+
+
+def test_d3_without_the_drain_the_door_is_shut_at_once(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path, DAIAN_DRAIN_S="0") as found:
+        found.client.close()
+        found.process.send_signal(signal.SIGTERM)
+        time.sleep(0.6)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{found.client.base_url}/readyz", timeout=2)
+
+
+def test_two_workers_share_one_port_and_their_counters(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path, DAIAN_WORKERS="2") as found:
+        for _ in range(20):
+            assert httpx.post(f"{found.client.base_url}/rank", json={"trigger": "i0"}, timeout=20).status_code == 200
+        text = found.client.get("/metrics").text
+        counts = re.findall(r'daian_requests_total\{route="/v1/rank",status="200".*\} (\d+)', text)
+        assert sum(map(float, counts)) == 20

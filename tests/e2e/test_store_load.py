@@ -1,0 +1,327 @@
+"""`store load | inspect | estimate` on a real server: what is loaded is what a ranking sees, and twice is once."""
+
+import asyncio
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import store_load
+from service.embedded_store import EmbeddedStore, embedded_store
+from service.errors import StoreUnavailable
+from service.redis_client import StoreSettings, command_client
+from service.store_load import LoadReport, Progress, StoreLoadError, load, load_lines
+from service.store_tools import estimate, inspect_user
+from service.user_store import RedisUserStore, StoredBehaviour, StoredUser
+
+pytestmark = pytest.mark.e2e
+
+NOW = 1_795_000_000_000
+DAY = 86_400_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, embedded_store(Path(folder)) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(server: str) -> StoreSettings:
+    client = command_client(server)
+    client.flushall()
+    client.close()
+    return StoreSettings(server, timeout_ms=5_000, read_budget_ms=1_000)
+
+
+def row(user: str = "u_1", items: int = 2, **more: object) -> dict[str, object]:
+    behaviours = [{"item": f"i_{number}", "at": NOW - 1_000 * (number + 1), "type": "click"} for number in range(items)]
+    return {"user": user, "behaviours": behaviours, **more}
+
+
+def write(path: Path, rows: list[object]) -> str:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return str(path)
+
+
+def fetched(settings: StoreSettings, user: str) -> StoredUser:
+    async def main() -> StoredUser:
+        store = RedisUserStore(settings)
+        try:
+            return await store.fetch(user, NOW)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def test_what_is_loaded_is_what_a_ranking_sees(settings: StoreSettings, tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / "a.ndjson", [row("u_1", 3, attributes={"city": "hz"}), row("u{2}", 1), {"user": "u_3"}]),
+        write(tmp_path / "b.ndjson", [row("u_1", 5)]),
+    ]
+    report = load(settings, files, now=NOW, progress=False)
+    assert (report.n_lines, report.n_profiles, report.n_sent, report.n_new) == (4, 1, 9, 6)
+    assert fetched(settings, "u_1") == StoredUser(
+        {"city": "hz"}, tuple(StoredBehaviour(f"i_{n}", NOW - 1_000 * (n + 1), "click") for n in (4, 3, 2, 1, 0))
+    )
+    assert len(fetched(settings, "u{2}").behaviours) == 1
+    assert fetched(settings, "u_3") == StoredUser()
+
+
+def test_loading_again_changes_nothing(settings: StoreSettings, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.ndjson", [row(f"u_{number}", 10) for number in range(700)])
+    assert load(settings, [file], now=NOW, progress=False).n_new == 7_000
+    before = fetched(settings, "u_5")
+    again = load(settings, [file], now=NOW, progress=False)
+    assert (again.n_sent, again.n_new) == (7_000, 0)
+    assert fetched(settings, "u_5") == before
+
+
+def test_only_the_window_and_the_newest_are_sent_and_the_rest_is_counted(
+    settings: StoreSettings, tmp_path: Path
+) -> None:
+    behaviours = [{"item": f"i_{n}", "at": NOW - n * DAY // 10, "type": "click"} for n in range(1, 201)]
+    random.Random(3).shuffle(behaviours)
+    report = load(
+        settings, [write(tmp_path / "a.ndjson", [{"user": "u_1", "behaviours": behaviours}])], now=NOW, progress=False
+    )
+    assert (report.n_sent, report.n_too_old, report.n_over_keep) == (58, 61, 81)
+    assert [one.item for one in fetched(settings, "u_1").behaviours] == [f"i_{n}" for n in range(58, 0, -1)]
+
+
+def test_an_old_log_can_be_shifted_into_the_window(settings: StoreSettings, tmp_path: Path) -> None:
+    old = row("u_1", 2)
+    old["behaviours"] = [{"item": "i", "at": 1_230_000_000_000, "type": "click"}]
+    file = write(tmp_path / "a.ndjson", [old])
+    assert load(settings, [file], now=NOW, progress=False).n_too_old == 1
+    shift = NOW - 1_230_000_000_000 - 5_000
+    assert load(settings, [file], shift_ms=shift, now=NOW, progress=False).n_new == 1
+    assert fetched(settings, "u_1").behaviours == (StoredBehaviour("i", NOW - 5_000, "click"),)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("{", "not JSON"),
+        ('{"user": NaN}', "not JSON"),
+        ("[]", "JSON object"),
+        ('{"behaviours": []}', "'user' is missing"),
+        ('{"user": 7}', "not a string"),
+        ('{"user": ""}', "an id has 1 to 128 bytes"),
+        ('{"user": "u", "behaviour": []}', "unknown field 'behaviour'"),
+        ('{"user": "u", "behaviours": {}}', "'behaviours' is a list"),
+        ('{"user": "u", "behaviours": [7]}', r"behaviours\[0\] is not an object"),
+        ('{"user": "u", "behaviours": [{"item": 7, "at": 1795000000000, "type": "click"}]}', "strings"),
+        ('{"user": "u", "behaviours": [{"item": "i", "at": 1795000000, "type": "click"}]}', "seconds times 1000"),
+        ('{"user": "u", "behaviours": [{"item": "i", "at": true, "type": "click"}]}', "epoch milliseconds"),
+        ('{"user": "u", "behaviours": [{"item": "i", "at": 1795000000000, "type": "hover"}]}', "only click"),
+        (
+            '{"user": "u", "behaviours": [{"item": "i", "time": 1795000000000, "type": "click"}]}',
+            "unknown field 'time'",
+        ),
+    ],
+)
+def test_a_wrong_line_is_named_and_lines_before_it_may_stay(
+    settings: StoreSettings, tmp_path: Path, line: str, hint: str
+) -> None:
+    file = tmp_path / "users.ndjson"
+    file.write_text(json.dumps(row()) + "\n\n" + line + "\n")
+    with pytest.raises(StoreLoadError, match=rf"users\.ndjson:3: .*{hint}"):
+        load(settings, [str(file)], now=NOW, progress=False)
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_load, "MAX_LINE_BYTES", 1_000)
+    file = tmp_path / "users.ndjson"
+    file.write_text("{" + " " * 2_000)
+    with pytest.raises(StoreLoadError, match=r"users\.ndjson:1: over 1000 bytes"):
+        load(settings, [str(file)], now=NOW, progress=False)
+
+
+def test_a_missing_file_is_named(settings: StoreSettings) -> None:
+    with pytest.raises(StoreLoadError, match=r"no-such\.ndjson cannot be read"):
+        load(settings, ["no-such.ndjson"], now=NOW)
+
+
+def peak_of_loading(settings: StoreSettings, n_lines: int) -> int:
+    """The most bytes that Python held while loading so many users of 50 kB each."""
+    client = command_client(settings.url)
+    line = json.dumps({"user": "u", "attributes": {"text": "x" * 50_000}}).encode()
+    tracemalloc.start()
+    load_lines(client, settings, ((f"f:{number}", line) for number in range(n_lines)), 0, NOW)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    client.close()
+    return peak
+
+
+def test_memory_stays_bounded(settings: StoreSettings) -> None:
+    assert peak_of_loading(settings, 600) < 10_000_000
+
+
+def test_saboteur_in_one_batch_it_does_not(settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BATCH_USERS", "BATCH_MEMBERS", "BATCH_BYTES"):
+        monkeypatch.setattr(store_load, name, 10**9)
+    assert peak_of_loading(settings, 600) > 30_000_000
+
+
+def test_standard_input(settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(row("u_9", 4)).encode())))
+    assert load(settings, ["-"], now=NOW, progress=False).n_new == 4
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    Progress(stream, n_bytes_total=100).tell(LoadReport(n_lines=3, n_sent=30, n_bytes=50), is_last=True)
+    assert stream.getvalue() == "loaded 3 lines, 30 behaviours (50%)\n"
+
+
+def test_a_store_that_goes_away_is_waited_for_and_comes_back(tmp_path: Path) -> None:
+    """Killed hard in the middle; started again within the pauses, nothing is lost and nothing is doubled."""
+    store = EmbeddedStore(tmp_path / "store")
+    store.start()
+    settings = StoreSettings(store.url, timeout_ms=5_000, read_budget_ms=1_000)
+    client = command_client(store.url)
+    restarted = []
+
+    def lines() -> Iterator[tuple[str, bytes]]:
+        for number in range(1_000):
+            if number == 500:
+                os.kill(store.pid, signal.SIGKILL)
+                store.stop()
+                store.start()
+                restarted.append(number)
+            yield f"f:{number}", json.dumps(row(f"u_{number}", 3)).encode()
+
+    try:
+        assert load_lines(client, settings, lines(), 0, NOW).n_sent == 3_000
+        assert restarted == [500]
+        for number in range(0, 1_000, 50):
+            assert len(fetched(settings, f"u_{number}").behaviours) == 3
+    finally:
+        client.close()
+        store.stop()
+
+
+def test_a_store_that_stays_away_is_named_with_the_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store_load, "RETRY_PAUSES_S", (0.01,))
+    file = write(tmp_path / "users.ndjson", [row()])
+    with pytest.raises(StoreLoadError, match=r"users\.ndjson:1 and after \(connection\).*same command again"):
+        load(StoreSettings("redis://127.0.0.1:1"), [file], now=NOW, progress=False)
+    with pytest.raises(StoreUnavailable, match="connection"):
+        inspect_user(StoreSettings("redis://127.0.0.1:1"), "u_1")
+
+
+def test_inspect_shows_everything_and_what_is_corrupt(settings: StoreSettings, tmp_path: Path) -> None:
+    load(settings, [write(tmp_path / "a", [row("u_1", 1, attributes={"city": "hz"})])], now=NOW, progress=False)
+    client = command_client(settings.url)
+    client.zadd("daian:1:main:{u_1}:b", {b"noise": NOW})
+    client.close()
+    shown = inspect_user(settings, "u_1", now=NOW)
+    assert shown["behaviours"] == [
+        {"item": "i_0", "type": "click", "time": "2026-11-18T11:06:39Z", "in_window": True},
+        {"corrupt": "a member is too short", "hex": "6e6f697365"},
+    ]
+    assert shown["attributes"] == {"city": "hz"}
+    assert isinstance(shown["memory_bytes"], int)
+    assert isinstance(shown["expires_in_s"], int)
+    assert shown["expires_in_s"] > 15 * 86_400 - 60
+    assert json.dumps(shown)
+    nobody = inspect_user(settings, "nobody", now=NOW)
+    assert (nobody["behaviours"], nobody["attributes"], nobody["memory_bytes"]) == ([], None, None)
+
+
+def test_an_estimate_is_near_what_the_layout_was_chosen_for() -> None:
+    """58 behaviours with ids of 8 bytes: 1.9 kB for the history alone, by the server's own account."""
+    short, long = (estimate(10_000_000, item_bytes=n, user_bytes=8, n_sample=200) for n in (8, 60))
+    assert isinstance(short["bytes_per_user"], int)
+    assert isinstance(long["bytes_per_user"], int)
+    assert 1_500 < short["bytes_per_user"] < 2_200
+    assert long["bytes_per_user"] > 3 * short["bytes_per_user"]
+    assert short["total_bytes"] == pytest.approx(short["bytes_per_user"] * 10_000_000, rel=0.001)
+    with pytest.raises(ValueError, match="at least one"):
+        estimate(0)
+
+
+WRITER = """
+import asyncio, sys, time
+from service.errors import StoreUnavailable
+from service.user_store import BehaviourEvent, RedisUserStore, StoreSettings
+async def main(url, name, now):
+    store, number = RedisUserStore(StoreSettings(url, timeout_ms=2000, keep=1000)), 0
+    while True:
+        event = BehaviourEvent(f"{name}_{number // 50}", f"i_{number}", "click", now - number)
+        try:
+            await store.append([event])
+        except StoreUnavailable:
+            await asyncio.sleep(0.01)
+            continue
+        print(number, flush=True)
+        number += 1
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def n_lost_to_kills(folder: Path, n_kills: int) -> tuple[int, int]:
+    """(acknowledged, lost) when a server is killed hard under writers in processes of their own."""
+    now = time.time_ns() // 1_000_000
+    store = EmbeddedStore(folder)
+    store.start()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, store.url, name, str(now)], stdout=subprocess.PIPE, text=True)
+        for name in ("a", "b")
+    ]
+    try:
+        for _ in range(n_kills):
+            for writer in writers:
+                assert writer.stdout is not None
+                for _ in range(100):
+                    writer.stdout.readline()
+            os.kill(store.pid, signal.SIGKILL)
+            store.stop()
+            store.start()
+    finally:
+        for writer in writers:
+            writer.kill()
+    ledger = {}
+    for name, writer in zip(("a", "b"), writers, strict=True):
+        assert writer.stdout is not None
+        ledger[name] = 100 * n_kills + len([line for line in writer.stdout.read().splitlines() if line.strip()])
+        writer.stdout.close()
+        writer.wait()
+    client = command_client(store.url)
+    n_stored = sum(client.zcard(key) for key in client.keys("daian:1:main:*:b"))
+    client.close()
+    store.stop()
+    n_acknowledged = sum(ledger.values())
+    # Two writers may each have had one write applied that they were never told of.
+    return n_acknowledged, max(0, n_acknowledged - n_stored)
+
+
+def test_e1_acknowledged_behaviours_survive_a_killed_server(tmp_path: Path) -> None:
+    n_acknowledged, n_lost = n_lost_to_kills(tmp_path, 3)
+    assert n_acknowledged >= 600
+    assert n_lost == 0
+
+
+def test_e1_saboteur_without_the_append_only_file_they_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = EmbeddedStore._arguments
+    monkeypatch.setattr(EmbeddedStore, "_arguments", lambda self: [*arguments(self), "--appendonly", "no"])
+    n_acknowledged, n_lost = n_lost_to_kills(tmp_path, 1)
+    assert n_lost > 0.5 * 200
+    assert n_acknowledged >= 200

@@ -1,0 +1,293 @@
+"""The endpoints over ASGI: shapes, statuses, headers, and that nothing of the input comes back in an error."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.api import bodies
+from service.app import create_app, running
+from service.contract.bundle import Bundle
+from service.settings import Settings
+
+CANARY = "canary-7f3"
+
+
+class Client:
+    """A blocking client of one app, in the event loop that the app lives in."""
+
+    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
+        self.app, self._loop = app, loop
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+
+    def __call__(self, method: str, path: str, **rest: Any) -> httpx.Response:
+        return self._loop.run_until_complete(self._client.request(method, path, **rest))
+
+    def rank(self, **body: Any) -> httpx.Response:
+        return self("POST", "/v1/rank", json=body)
+
+
+@pytest.fixture(scope="module")
+def call(bundle: Bundle) -> Iterator[Client]:
+    app = create_app(Settings(bundle_root=bundle.path, max_candidates=600, max_body_bytes=20_000, deadline_ms=2000))
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        parts = running(app.state.parts)
+        loop.run_until_complete(parts.__aenter__())
+        yield Client(app, loop)
+        loop.run_until_complete(parts.__aexit__(None, None, None))
+
+
+def test_an_answer_has_the_fields_and_headers_of_the_interface(call: Client) -> None:
+    answer = call.rank(user="u1", trigger="i0", candidates=["i7", "i9"], context={"surface": "item_detail"})
+    body = answer.json()
+    assert answer.status_code == 200
+    assert set(body) == {
+        "request_id", "model", "degraded", "coverage", "intent", "behaviours", "items", "timing_ms"
+    }  # fmt: skip
+    assert body["model"] == {"name": "daian", "version": "v1", "variant": "live"}
+    assert [item["rank"] for item in body["items"]] == [1, 2]
+    assert sum(body["intent"]["predicted"]) == pytest.approx(1, abs=1e-5)
+    assert len(body["intent"]["edges"]) == len(body["intent"]["predicted"]) + 1
+    assert answer.headers["daian-model"] == "daian@v1;variant=live"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "candidate_graph;dur=" in answer.headers["server-timing"]
+    assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", body["request_id"])
+    assert "daian-degraded" not in answer.headers
+
+
+def test_the_aliases_answer_the_same(call: Client) -> None:
+    asked = {"user": "u1", "trigger": "i0", "candidates": ["i7", "i9"]}
+    assert call("POST", "/rank", json=asked).json()["items"] == call("POST", "/v1/rank", json=asked).json()["items"]
+
+
+def test_request_ids_are_kept_and_the_body_wins(call: Client) -> None:
+    given = {"x-request-id": "from-header"}
+    assert call("GET", "/livez", headers=given).headers["x-request-id"] == "from-header"
+    answer = call("POST", "/rank", headers=given, json={"trigger": "i0", "request_id": "from-body"})
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "from-body"
+
+
+def test_degraded_answers_say_so_in_body_and_header(call: Client) -> None:
+    answer = call.rank(user="u1", trigger="never seen", candidates=["also unknown"])
+    assert answer.json()["degraded"] == ["trigger_unknown", "candidates_unknown"]
+    assert answer.headers["daian-degraded"] == "trigger_unknown, candidates_unknown"
+
+
+def test_clicks_are_seen_by_the_next_ranking(call: Client) -> None:
+    now = int(time.time() * 1000)
+    event = {"event_id": "e1", "type": "click", "user": "u-new", "item": "i8", "time": now - 5000}
+    first = call("POST", "/v1/events", json={"events": [event]}).json()
+    again = call("POST", "/events", json={"events": [event, {**event, "type": "impression"}, {"no": CANARY}]})
+    assert (first["accepted"], first["duplicates"]) == (1, 0)
+    assert (again.json()["accepted"], again.json()["duplicates"]) == (0, 1)
+    assert [(one["index"], one["code"]) for one in again.json()["rejected"]] == [(1, "not_stored"), (2, "malformed")]
+    assert CANARY not in again.text
+    ranked = call.rank(user="u-new", trigger="i0").json()
+    assert ranked["behaviours"]["used"] == 1
+    assert 4 <= ranked["behaviours"]["newest_age_s"] < 60
+
+
+def test_events_come_as_lines_too(call: Client) -> None:
+    now = int(time.time() * 1000)
+    lines = [json.dumps({"event_id": str(n), "type": "cart", "user": "u-lines", "item": f"i{n}", "time": now - n * 1000})
+             for n in range(3)]  # fmt: skip
+    body = "\n".join([lines[0], "{broken", *lines[1:], ""])
+    answer = call("POST", "/events", content=body, headers={"content-type": "application/x-ndjson"}).json()
+    assert (answer["accepted"], [one["index"] for one in answer["rejected"]]) == (3, [1])
+
+
+def test_a_time_needs_its_zone_and_may_be_text(call: Client) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() - 60))
+    for text, accepted in ((stamp + "Z", 1), (stamp + "+00:00", 0), (stamp, 0)):
+        event = {"event_id": "e", "type": "click", "user": "u-zone", "item": "i1", "time": text}
+        answer = call("POST", "/events", json={"events": [event]}).json()
+        assert answer["accepted"] == accepted
+        assert bool(answer["rejected"]) == (text == stamp)
+
+
+BAD_BODIES = [
+    (b"", 400, "malformed_json"),
+    (b"{", 400, "malformed_json"),
+    (b'{"trigger": NaN}', 422, "validation_failed"),
+    (b'{"trigger": "\\ud800"}', 400, "malformed_json"),
+    (b'{"trigger": "\xff"}', 400, "malformed_json"),
+    (b'{"trigger": ' + b"[" * 9000, 400, "malformed_json"),
+    (b'{"trigger": "i0", "top_k": ' + b"9" * 5000 + b"}", 400, "malformed_json"),
+    (b'{"trigger": "i0", "deadline_ms": 1e999}', 422, "validation_failed"),
+    (b"[]", 422, "validation_failed"),
+    (b"{}", 422, "validation_failed"),
+    (b'{"trigger": "i0", "top_k": 0}', 422, "validation_failed"),
+    (b'{"trigger": "i0", "top_k": 601}', 422, "validation_failed"),
+    (b'{"trigger": "i0", "deadline_ms": 4}', 422, "validation_failed"),
+    (b'{"trigger": "i0", "deadline_ms": 2001}', 422, "validation_failed"),
+    (b'{"trigger": "a\\u0000b"}', 422, "validation_failed"),
+    (b'{"trigger": "a\\r\\nb"}', 422, "validation_failed"),
+    (b'{"trigger": 7}', 422, "validation_failed"),
+    ('{"trigger": "' + "ü" * 65 + '"}', 422, "validation_failed"),
+    (b'{"trigger": "i0", "candidates": [""]}', 422, "validation_failed"),
+    (b'{"trigger": "i0", "topk": 3}', 422, "unknown_field"),
+    (b'{"trigger": "i0", "context": {"' + CANARY.encode() + b'": 1}}', 422, "unknown_field"),
+    (json.dumps({"trigger": "i0", "candidates": [str(n) for n in range(601)]}), 422, "candidates_limit"),
+    (b'{"trigger": "' + b"x" * 30_000 + b'"}', 413, "body_too_large"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code"), BAD_BODIES)
+def test_b6_b11_b12_bad_bodies_have_a_status_and_a_code(
+    call: Client, body: bytes | str, status: int, code: str
+) -> None:
+    answer = call("POST", "/v1/rank", content=body, headers={"content-type": "application/json"})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"trigger": CANARY * 40},
+        {"trigger": "i0", CANARY: 1},
+        {"trigger": "i0", "candidates": [CANARY, 7]},
+        {"trigger": "i0", "candidates": [f"{CANARY}{n}" for n in range(601)]},
+        {"trigger": "i0", "behaviours": [{"item": CANARY, "time": CANARY}]},
+        {"trigger": "i0", "context": {CANARY: CANARY}},
+    ],
+)
+def test_g14_errors_never_repeat_the_input(call: Client, body: dict[str, object]) -> None:
+    answer = call("POST", "/v1/rank", json=body)
+    assert answer.status_code == 422
+    assert CANARY not in answer.text + str(answer.headers)
+
+
+def test_g14_pydantic_alone_would_repeat_it(call: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "service_error", lambda error, shape: bodies.ValidationFailed(str(error)))
+    assert CANARY in call.rank(trigger="i0", candidates=[{CANARY: 1}]).text
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "multipart/form-data", "application/xml"])
+def test_b7_other_media_types_are_415(call: Client, media_type: str) -> None:
+    answer = call("POST", "/v1/rank", content=b"{}", headers={"content-type": media_type})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_b7_compressed_bodies_are_415(call: Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = call("POST", "/v1/rank", content=b"{}", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
+
+
+def test_curl_without_a_media_type_may_rank_but_not_store(call: Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert call("POST", "/rank", content=b'{"trigger": "i0"}', headers=form).status_code == 200
+    assert call("POST", "/events", content=b'{"events": []}', headers=form).status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", f"/{CANARY}", 404, "not_found"), ("GET", "/v1/rank", 405, "method_not_allowed"),
+     ("GET", f"/v1/models/daian/versions/{CANARY}", 404, "not_found")],
+)  # fmt: skip
+def test_unknown_paths_and_methods_are_problems_too(
+    call: Client, method: str, path: str, status: int, code: str
+) -> None:
+    answer = call(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert CANARY not in answer.text
+    assert status != 405 or answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+def test_a_deadline_header_that_is_no_number_is_refused(call: Client, value: str) -> None:
+    answer = call("POST", "/v1/rank", json={"trigger": "i0"}, headers={"x-timeout-ms": value})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def test_a_bug_is_a_500_that_says_nothing_but_its_id(
+    call: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(*_: object) -> None:
+        raise RuntimeError(f"{CANARY} was in my hands")
+
+    monkeypatch.setattr(call.app.state.parts.switch.live.ranker, "rank", bug)
+    answer = call.rank(trigger=CANARY)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "detail" not in answer.json()
+    assert CANARY not in answer.text
+    assert "bug" in [record.getMessage() for record in caplog.records]
+
+
+def test_overload_is_a_503_before_any_json_work(call: Client) -> None:
+    admission = call.app.state.parts.admission
+    admission._service_s, before = 10.0, admission._service_s
+    admission._in_flight += 5
+    try:
+        answer = call("POST", "/v1/rank", content=b"{broken")
+    finally:
+        admission._service_s = before
+        admission._in_flight -= 5
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["retry_after_ms"] > 0
+
+
+def test_probes_models_and_limits(call: Client) -> None:
+    for path in ("/livez", "/v2/health/live", "/readyz", "/v2/health/ready"):
+        assert call("GET", path).status_code == 200
+    version = call("GET", "/v1/models").json()["models"][0]["versions"][0]
+    assert (version["version"], version["state"]) == ("v1", "live")
+    assert call("GET", "/v1/models/daian/versions/v1").json()["prior"] == 0.05
+    assert call("GET", "/v1/limits").json()["candidates"] == 600
+
+
+def test_draining_is_not_ready_but_still_serves(call: Client) -> None:
+    health = call.app.state.parts.health
+    health.draining = True
+    try:
+        assert call("GET", "/readyz").json()["code"] == "draining"
+        answer = call.rank(trigger="i0")
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    finally:
+        health.draining = False
+
+
+def test_metrics_count_rankings_by_route_and_hold_no_id(call: Client) -> None:
+    call.rank(user=CANARY, trigger=CANARY)
+    text = call("GET", "/metrics").text
+    assert 'daian_requests_total{route="/v1/rank",status="200"' in text
+    assert 'daian_degraded_total{reason="trigger_unknown"}' in text
+    assert 'daian_stage_seconds_bucket{le="0.001",stage="encode"}' in text
+    assert CANARY not in text
+
+
+def test_log_lines_name_users_by_a_hash(call: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    call.rank(user=CANARY, trigger=CANARY)
+    fields = next(vars(record)["fields"] for record in caplog.records if record.getMessage() == "request")
+    assert re.fullmatch(r"[0-9a-f]{12}", fields["user"])
+    assert CANARY not in str(fields)
+
+
+def test_the_document_names_every_shape_and_the_page_needs_nothing_from_outside(call: Client) -> None:
+    document = call("GET", "/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    shapes = document["components"]["schemas"]
+    for reference in re.findall(r"#/components/schemas/(\w+)", json.dumps(document)):
+        assert reference in shapes
+    assert shapes["RankRequest"]["examples"]
+    page = call("GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", page.text)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_the_examples_of_the_document_are_valid(call: Client) -> None:
+    for example in call("GET", "/openapi.json").json()["components"]["schemas"]["RankRequest"]["examples"]:
+        assert call("POST", "/v1/rank", json=example).status_code == 200

@@ -1,0 +1,80 @@
+"""Admission: a queue that is bounded by predicted wait, looked at on entry and again at its end."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from service.admission import Admission
+from service.deadline import Deadline
+from service.errors import DeadlineExceeded, Overloaded
+from service.metrics import Metrics
+
+
+def make(service_s: float, n_threads: int = 1) -> Admission:
+    admission = Admission(n_threads, Metrics())
+    admission.observe(service_s)
+    return admission
+
+
+def test_an_idle_service_admits_however_slow_it_was() -> None:
+    admission = make(service_s=10.0)
+    admission.enter(Deadline.after_ms(20))
+    admission.leave()
+
+
+def test_a_queue_longer_than_the_deadline_allows_is_refused_with_a_time_to_come_back() -> None:
+    admission = make(service_s=0.05)
+    for _ in range(2):
+        admission.enter(Deadline.after_ms(1000))
+    with pytest.raises(Overloaded) as caught:
+        admission.enter(Deadline.after_ms(100))
+    assert caught.value.retry_after_ms >= 100
+    admission.enter(Deadline.after_ms(1000))  # more patience, same queue
+
+
+def test_places_are_given_back() -> None:
+    admission = make(service_s=0.05)
+    for _ in range(50):
+        admission.enter(Deadline.after_ms(100))
+        admission.leave()
+    assert admission.predicted_wait_s() == 0.0
+
+
+def run_behind_a_slow_one(deadline_ms: float) -> list[str]:
+    """What was computed when the only worker is busy for 50 ms first."""
+    done: list[str] = []
+    admission = make(service_s=0.001)
+
+    async def both() -> None:
+        slow = asyncio.create_task(admission.run(lambda: time.sleep(0.05), Deadline.after_ms(1000)))
+        await asyncio.sleep(0.01)
+        try:
+            await admission.run(lambda: done.append("second"), Deadline.after_ms(deadline_ms))
+        finally:
+            await slow
+
+    try:
+        asyncio.run(both())
+    finally:
+        admission.close()
+    return done
+
+
+def test_work_whose_deadline_passed_in_the_queue_is_never_begun() -> None:
+    with pytest.raises(DeadlineExceeded):
+        run_behind_a_slow_one(deadline_ms=5)
+
+
+def test_without_the_second_look_it_would_be_computed_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadline, "passed", lambda self: False)
+    assert run_behind_a_slow_one(deadline_ms=5) == ["second"]
+
+
+def test_work_runs_whole_in_one_prepared_thread() -> None:
+    prepared: list[str] = []
+    admission = Admission(2, Metrics(), lambda: prepared.append(threading.current_thread().name))
+    name = asyncio.run(admission.run(lambda: threading.current_thread().name, Deadline.after_ms(1000)))
+    admission.close()
+    assert name in prepared

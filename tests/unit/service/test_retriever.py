@@ -1,0 +1,67 @@
+"""Recall: by level in proportion to the intent, never the trigger, never twice, always something."""
+
+import numpy as np
+import pytest
+
+from service.retriever import POOL, Retriever
+from service.runtime import Runtime
+
+NOTHING = np.zeros(0, np.int64)
+
+
+@pytest.fixture
+def retriever(runtime: Runtime) -> Retriever:
+    return runtime.ranker._retriever
+
+
+def levels_of(runtime: Runtime, trigger: int, rows: np.ndarray) -> np.ndarray:
+    return runtime.encoder.scale.level(runtime.encoder.catalogue.similarity(np.array([trigger]), rows))
+
+
+def test_the_pool_is_full_distinct_and_without_trigger_and_excluded(retriever: Retriever) -> None:
+    excluded = np.array([2, 3, 4])
+    rows = retriever.recall(1, NOTHING, None, excluded).rows
+    assert len(rows) == POOL == len(set(rows.tolist()))
+    assert not {0, 1, 2, 3, 4} & set(rows.tolist())
+
+
+def test_an_intent_moves_the_pool_towards_its_levels(retriever: Retriever, runtime: Runtime) -> None:
+    near, far = np.array([0, 0, 0, 1], np.float32), np.array([0, 1, 0, 0], np.float32)
+    n_near, n_far = (
+        np.bincount(levels_of(runtime, 1, retriever.recall(1, NOTHING, intent, NOTHING, 80).rows), minlength=5)
+        for intent in (near, far)
+    )
+    assert n_near[4] >= 0.7 * 80
+    assert n_far[2] >= 0.7 * 80
+
+
+def test_without_an_intent_the_nearest_come_first(retriever: Retriever, runtime: Runtime) -> None:
+    rows = retriever.recall(1, NOTHING, None, NOTHING, 40).rows[:20]
+    similarity = runtime.encoder.catalogue.similarity(np.array([1]), rows)
+    everything = runtime.encoder.catalogue.similarity(np.array([1]), np.arange(2, 601))
+    assert similarity.min() >= np.sort(everything)[-45]
+
+
+def test_neighbours_of_the_newest_behaviours_join(retriever: Retriever, runtime: Runtime) -> None:
+    newest = runtime.encoder.catalogue.rows(["i3"])
+    with_newest = set(retriever.recall(1, newest, None, NOTHING, 80).rows.tolist())
+    without = set(retriever.recall(1, NOTHING, None, NOTHING, 80).rows.tolist())
+    added = np.array(sorted(with_newest - without))
+    assert len(added) >= 5
+    assert (runtime.encoder.catalogue.similarity(newest, added) > 0.5).mean() > 0.7
+
+
+def test_an_unknown_trigger_is_answered_with_popular_items(retriever: Retriever) -> None:
+    recalled = retriever.recall(0, NOTHING, None, NOTHING, 30)
+    assert not recalled.near
+    np.testing.assert_array_equal(np.sort(recalled.rows), np.arange(1, 31))  # popularity falls along the rows
+
+
+def test_no_index_at_all_still_recalls(runtime: Runtime) -> None:
+    recalled = Retriever(runtime.encoder, None).recall(1, NOTHING, np.full(4, 0.25, np.float32), NOTHING, 50)
+    assert (len(recalled.rows), recalled.near) == (50, False)
+
+
+def test_an_intent_that_is_no_distribution_asks_for_all_levels_alike(retriever: Retriever) -> None:
+    broken = np.array([np.nan, np.inf, -1, 0], np.float32)
+    assert len(retriever.recall(1, NOTHING, broken, NOTHING).rows) == POOL
