@@ -14,6 +14,8 @@ PYTHONS ?= python3 python3.13 python3.12 python3.11
 # DATA: a folder in the place of the small simulated world (demo). ARGS: passed on to the command of the target.
 DATA ?=
 ARGS ?=
+# ONNX Runtime reports home unless told not to before it is loaded.
+export ORT_DISABLE_TELEMETRY = 1
 # The small world, the run and the bundle that train, export, serve and load share.
 WORLD ?= artifacts/data/demo
 RUN ?= artifacts/runs/demo
@@ -59,10 +61,10 @@ python-venv-package:
 	   echo "  sudo apt-get install -y python3 python3-venv"; exit 3; fi
 
 check: $(READY)  ## format, lint, types, import rules (under a minute)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-format check-lint check-types check-imports
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target check-format check-lint check-types check-imports
 
 check-format: $(READY)
-	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check . ; echo "run: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check --output-format=concise .; echo "run: $(BIN)/ruff format ."; exit 1; }
 
 check-lint: $(READY)
 	@$(BIN)/ruff check --quiet .

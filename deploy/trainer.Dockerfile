@@ -19,7 +19,7 @@ RUN /opt/daian/bin/pip install --quiet --no-deps .
 RUN groupadd --gid 10001 daian \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin daian \
  && mkdir /bundles /work && chown 10001:10001 /bundles /work
-ENV PATH=/opt/daian/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/daian/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /work
 ENTRYPOINT ["daian"]

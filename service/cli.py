@@ -5,6 +5,7 @@ its libraries, is answered with the line that installs it. Exit codes: 0 done, 1
 missing, 130 interrupted. Nothing heavy is imported here, so `daian --help` is quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -33,6 +34,8 @@ _EXTRA_OF_LIBRARY = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs one verb and exits with its code."""
+    # ONNX Runtime reports to its maker unless it is told not to before it is loaded; workers inherit this.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 

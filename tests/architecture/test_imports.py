@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from tests.architecture.tree import PACKAGES, ROOT
 
 # What belongs to training; an image or a process that serves has none of it.
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
 TRAINING_ONLY = ("torch", "pyarrow", "pandas", "onnx", "training", "models_export")
 
 
@@ -97,3 +98,12 @@ def test_installing_for_serving_brings_no_torch() -> None:
 
 def test_torch_would_be_found_among_requirements() -> None:
     assert {"torch", "pyarrow", "onnx"} <= needed_by("daian[export]", set())
+
+
+@pytest.mark.parametrize("switched_off", [True, False], ids=["as shipped", "switched on again"])
+def test_nothing_reports_home(switched_off: bool, tmp_path: Path) -> None:
+    """ONNX Runtime keeps a device id for its reports; with reporting off it has no use for one."""
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"} | ({} if switched_off else {TELEMETRY: "0"})
+    command = [str(Path(sys.executable).with_name("daian")), "openapi"]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=True)
+    assert bool([path for path in tmp_path.rglob("*") if path.is_file()]) is not switched_off
