@@ -138,9 +138,9 @@ class _Counts:
 def _columns(
     batch: RequestBatch, clicks: Int8[np.ndarray, " N"], catalogue: Catalogue, random: np.random.Generator, first: int
 ) -> Shown:
-    candidate = catalogue.rows(batch.candidate)
+    candidate = catalogue.rows(batch.candidate.tolist())
     owner = batch.candidate_request
-    trigger = catalogue.rows(batch.trigger)[owner]
+    trigger = catalogue.rows(batch.trigger.tolist())[owner]
     unit = _unit_vectors(catalogue)
     cosines = {
         "cosine to trigger": catalogue.similarity(trigger, candidate),
@@ -150,7 +150,9 @@ def _columns(
         ),
     }
     if "goal" in batch.context:
-        cosines["cosine to goal"] = catalogue.similarity(catalogue.rows(batch.context["goal"])[owner], candidate)
+        cosines["cosine to goal"] = catalogue.similarity(
+            catalogue.rows(batch.context["goal"].tolist())[owner], candidate
+        )
     return Shown(trigger, candidate, owner + first, clicks, cosines)
 
 
@@ -163,7 +165,7 @@ def _history_means(
     batch: RequestBatch, catalogue: Catalogue, unit: Float32[np.ndarray, "M1 D"]
 ) -> Float32[np.ndarray, "R D"]:
     """The mean direction of each request's newest behaviours; zeros without any."""
-    rows = catalogue.rows(batch.behaviour_item)
+    rows = catalogue.rows(batch.behaviour_item.tolist())
     means = np.zeros((batch.n_requests, unit.shape[1]), dtype=np.float32)
     for r in range(batch.n_requests):
         start, end = batch.behaviour_offsets[r], batch.behaviour_offsets[r + 1]

@@ -124,7 +124,7 @@ class RequestReport:
             "levels_over_1_to_99_percent": self.similarity.levels(low, high, self._n_levels),
             "behaviours_per_request": _ratio(self._n_behaviours, self.n_requests),
             "history_lengths": {
-                f"{step}+": _ratio(count, self.n_requests)
+                f"{step}+": _ratio(int(count), self.n_requests)
                 for step, count in zip(HISTORY_STEPS, self._history.tolist(), strict=True)
             },
         }
