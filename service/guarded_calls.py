@@ -18,8 +18,8 @@ from service.redis_client import failure_kind
 
 Replies = list[object]
 
-# A budget that ends this much too late, as a share of itself, was not used up by the store but by an event loop that was
-# busy elsewhere. The store then gets the same share on top: most replies are waiting in the socket by then.
+# A budget that ends this much too late, as a share of itself, was not used up by the store but by an event loop that
+# was busy elsewhere. The store then gets the same share on top: most replies are waiting in the socket by then.
 STALL_SHARE = 0.25
 
 _log = logging.getLogger("daian.store")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Protocol, runtime_checkable
 
 import orjson
 import redis
@@ -25,6 +25,7 @@ MAX_LINE_BYTES = 8 << 20
 # One transaction holds up the server for as long as it runs: about a millisecond at this size.
 BATCH_MEMBERS = 1_000
 BATCH_USERS = 200
+BATCH_BYTES = 1 << 20
 # Pauses before a batch is sent again, seconds.
 RETRY_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 # Epoch milliseconds below this (March 1973) are epoch seconds in all likelihood.
@@ -61,11 +62,20 @@ class _User:
     n_over_keep: int
 
 
+@runtime_checkable
+class Screen(Protocol):
+    """What progress is written to, e.g. `sys.stderr`."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
+
+
 @dataclass
 class Progress:
     """A line on a terminal that is written over, or a line every five seconds elsewhere."""
 
-    stream: IO[str] = field(default_factory=lambda: sys.stderr)
+    stream: Screen = field(default_factory=lambda: sys.stderr)
     n_bytes_total: int | None = None
     _told_at: float = field(default_factory=time.monotonic)
 
@@ -116,17 +126,12 @@ def load_lines(
     progress: Progress | None = None,
 ) -> LoadReport:
     """Loads (place, line) pairs in batches; memory stays bounded by one batch. Raises as `load` does."""
-    report, batch, started = LoadReport(), list[_User](), time.perf_counter()
-    for place, line in lines:
-        report.n_lines += 1
-        report.n_bytes += len(line)
-        batch.append(_parsed(place, line, settings, shift_ms, now))
-        if len(batch) >= BATCH_USERS or sum(len(user.scored) for user in batch) >= BATCH_MEMBERS:
-            _send(client, settings, batch, now, report)
-            batch.clear()
-            if progress:
-                progress.tell(report)
-    _send(client, settings, batch, now, report)
+    report, started = LoadReport(), time.perf_counter()
+    users = (_read(place, line, settings, shift_ms, now, report) for place, line in lines)
+    for batch in _batches(users):
+        _send(client, settings, batch, now, report)
+        if progress:
+            progress.tell(report)
     report.seconds = time.perf_counter() - started
     if progress:
         progress.tell(report, is_last=True)
@@ -157,6 +162,26 @@ def _lines(sources: Sequence[str]) -> Iterator[tuple[str, bytes]]:
                     raise StoreLoadError(f"{name}:{number}: over {MAX_LINE_BYTES} bytes: one user per line, please")
                 if line.strip():
                     yield f"{name}:{number}", line
+
+
+def _batches(users: Iterable[_User]) -> Iterator[list[_User]]:
+    """The users in groups of bounded number, behaviours and bytes."""
+    batch, n_members, n_bytes = list[_User](), 0, 0
+    for user in users:
+        batch.append(user)
+        n_members += len(user.scored)
+        n_bytes += sum(len(member) for member, _ in user.scored) + len(user.profile or b"")
+        if len(batch) >= BATCH_USERS or n_members >= BATCH_MEMBERS or n_bytes >= BATCH_BYTES:
+            yield batch
+            batch, n_members, n_bytes = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _read(place: str, line: bytes, settings: StoreSettings, shift_ms: int, now: int, report: LoadReport) -> _User:
+    report.n_lines += 1
+    report.n_bytes += len(line)
+    return _parsed(place, line, settings, shift_ms, now)
 
 
 def _parsed(place: str, line: bytes, settings: StoreSettings, shift_ms: int, now: int) -> _User:

@@ -28,6 +28,8 @@ from service.errors import StoreUnavailable
 from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
 from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
 
+N_WARM_UP = 50
+
 
 def inspect_user(settings: StoreSettings, user_id: str, now: int | None = None) -> dict[str, object]:
     """Everything the store holds of one user, as JSON would have it; corrupt values are counted and shown in hex.
@@ -60,7 +62,12 @@ def inspect_user(settings: StoreSettings, user_id: str, now: int | None = None) 
 
 
 def estimate(
-    n_users: int, n_behaviours: int = 58, item_bytes: int = 13, user_bytes: int = 13, profile_bytes: int = 0
+    n_users: int,
+    n_behaviours: int = 58,
+    item_bytes: int = 13,
+    user_bytes: int = 13,
+    profile_bytes: int = 0,
+    n_sample: int = 2_000,
 ) -> dict[str, object]:
     """The memory that so many users need, measured: a sample is written to a server of our own and weighed.
 
@@ -69,6 +76,7 @@ def estimate(
         n_behaviours: kept per user.
         item_bytes, user_bytes: length of an id.
         profile_bytes: length of a profile as JSON; 0 = no profiles.
+        n_sample: how many users are written to measure one, fewer for long histories.
 
     Raises:
         EmbeddedStoreError: there is no server to measure with.
@@ -78,12 +86,15 @@ def estimate(
         raise ValueError(
             "an estimate needs at least one user and behaviour, ids of 8 to 128 bytes, profiles of 0 or more"
         )
-    n_sample = max(min(2_000, n_users, 400_000 // n_behaviours), 1)
+    n_sample = max(min(n_sample, n_users, 400_000 // n_behaviours), 1)
     with tempfile.TemporaryDirectory(prefix="daian-estimate-") as folder, embedded_store(Path(folder)) as url:
         client = command_client(url)
-        n_before = _used_memory(client)
         settings, now = StoreSettings(url, keep=n_behaviours), wall_clock_ms()
-        for number in range(n_sample):
+        n_before = 0
+        # The first ones make the server's buffers and tables, and are not weighed.
+        for number in range(N_WARM_UP + n_sample):
+            if number == N_WARM_UP:
+                n_before = _used_memory(client)
             _write_sample(client, settings, number, item_bytes, user_bytes, profile_bytes, now)
         per_user = (_used_memory(client) - n_before) / n_sample
         client.close()
@@ -134,8 +145,9 @@ def _shown_profile(user_id: str, value: object) -> dict[str, object] | None:
 
 
 def _used_memory(client: redis.Redis) -> int:
+    """The server's memory without what this connection and the file being written take for the moment."""
     info = client.info("memory")
-    return int(info["used_memory"])
+    return int(info["used_memory"]) - int(info["mem_clients_normal"]) - int(info["mem_aof_buffer"])
 
 
 def _write_sample(

@@ -51,7 +51,8 @@ class FaultProxy:
         for writer in list(self._open):
             sock = writer.get_extra_info("socket")
             if sock is not None and sock.family == socket.AF_INET:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
     async def close(self) -> None:

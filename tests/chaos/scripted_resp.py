@@ -1,4 +1,4 @@
-"""A server that speaks RESP and answers every command with one scripted reply: for errors a healthy server never gives."""
+"""A server that speaks RESP and answers every command with one scripted reply: for errors that are rare."""
 
 import asyncio
 import contextlib

@@ -127,5 +127,5 @@ def test_damaged_and_foreign_members_are_left_out() -> None:
 
 
 def test_saboteur_without_the_check_they_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behaviour_codec, "_check", lambda user, member: int.from_bytes(member[1:3], "big"))
+    monkeypatch.setattr(behaviour_codec, "_check", lambda _, member: int.from_bytes(member[1:3], "big"))
     assert n_believed(damage, 2_000) > 1_000

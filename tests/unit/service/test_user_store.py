@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(params=KINDS)
-def on_store(request: pytest.FixtureRequest) -> Iterator[Callable[[Test], None]]:
+def on_store(request: pytest.FixtureRequest) -> Callable[[Test], None]:
     """Runs a coroutine on an empty store whose clock stands at NOW."""
     if request.param == "redis":
         url = request.getfixturevalue("url")
@@ -57,7 +57,7 @@ def on_store(request: pytest.FixtureRequest) -> Iterator[Callable[[Test], None]]
 
         asyncio.run(main())
 
-    yield run
+    return run
 
 
 def click(item: str, at: int, user: str = "u_1", kind: str = "click", surface: str | None = None) -> BehaviourEvent:
