@@ -27,7 +27,7 @@ def encoder(world: Path) -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def run(world: Path, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a small DIN, as training leaves it; its weights are drawn instead of learnt."""
     from training.checkpoint import save_run_start, save_weights
     from training.models import build_model

@@ -1,6 +1,5 @@
 """Every model of the registry gives in ONNX Runtime what it gives in PyTorch, over all odd requests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +26,12 @@ def requests(world: Path) -> RequestBatch:
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def exported(
     request: pytest.FixtureRequest, encoder: Encoder, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[nn.Module, Path]]:
+) -> tuple[nn.Module, Path]:
     """A model of the registry at its paper's sizes and the folder of its graphs."""
     model = with_large_weights(build_model(MODELS[request.param].config(), encoder.sizes))
     folder = tmp_path_factory.mktemp(request.param)
     export_graphs(model, encoder.sizes, {}, min_table_bytes=1).save(folder)
-    yield model, folder
+    return model, folder
 
 
 def test_same_logits_for_every_odd_request(
