@@ -107,8 +107,8 @@ load: $(READY) | $(BUNDLES)/current  ## RATE ranks and clicks a second for LOAD_
 	@mkdir -p artifacts
 	@$(BIN)/python deploy/load.py --bundles $(BUNDLES) --port $(PORT) --rate $(RATE) --run-time $(LOAD_TIME) $(ARGS)
 
-bench: $(READY)  ## the benchmarks beside their baselines
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(READY) | $(BUNDLES)/current  ## time of one ranking, by part, beside the model in PyTorch
+	@$(BIN)/python -m benchmarks --bundles $(BUNDLES) --run $(RUN) $(ARGS)
 
 ci: check test  ## what CI runs: check, test and a short demo
 	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"
