@@ -17,7 +17,7 @@ spread evenly over it. Called by the command line; reads through `wikispeedia_fi
 import bisect
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,10 +85,9 @@ def prepare_wikispeedia(
     dataset = Dataset(_name(with_goal), schema_of(with_goal), HistoryRules())
     counts: Counter[str] = Counter()
     with PreparedWriter(out, dataset, _items(graph, vectors), overwrite) as writer:
-        split_of = split_games(len(games))
         requests = requests_of(games, graph.links, behaviour_days, counts)
         shown = track(requests, "wikispeedia", total=None, disable=not show_progress)
-        for split, some in _groups((split_of[game_index], request) for game_index, request in shown):
+        for split, some in _groups(_with_split(shown, games, counts)):
             writer.write(split, *_to_batch(some, graph, with_goal))
         for name, value in counts.items():
             writer.note(name, value)
@@ -120,6 +119,21 @@ def split_games(n_games: int) -> list[Split]:
     n_test = n_games // 10
     n_train = n_games - 2 * n_test
     return ["train" if i < n_train else "validation" if i < n_train + n_test else "test" for i in range(n_games)]
+
+
+def _with_split(
+    requests: Iterable[tuple[int, Request]], games: list[Game], counts: Counter[str]
+) -> Iterator[tuple[Split, Request]]:
+    """Requests with the split of their game, without those opened before the split before it had ended."""
+    splits = split_games(len(games))
+    begins = {split: games[max(splits.index(split) - 1, 0)].ended_at_s * 1_000 for split in set(splits) - {"train"}}
+    counts["requests_before_their_split"] = 0
+    for index, request in requests:
+        split = splits[index]
+        if split != "train" and request.view.at_ms <= begins[split]:
+            counts["requests_before_their_split"] += 1
+        else:
+            yield split, request
 
 
 def page_views(game: Game) -> list[PageView]:
@@ -230,6 +244,7 @@ def _items(graph: Graph, vectors: Vectors) -> Items:
     return Items(
         ids=graph.articles,
         fields={
+            "title": [readable(article) for article in graph.articles],  # for people; no field of the schema
             "category": [_top(graph, article) for article in graph.articles],
             "leaf_category": [graph.categories.get(article, (None,))[0] for article in graph.articles],
             "links_on_page": [float(len(graph.links.get(article, ()))) for article in graph.articles],

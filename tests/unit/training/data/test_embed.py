@@ -174,9 +174,7 @@ def test_hashed_ngrams_know_spelling_and_are_the_same_everywhere() -> None:
     near = vectors @ vectors.T
     assert near[0, 1] > 0.5 > 0.3 > near[0, 2]
     places = np.flatnonzero(encoder.encode([Content("ab", None)], 1)[0])
-    assert places.tolist() == [108, 176, 244], (
-        "if this changes, so must the fingerprint"
-    )
+    assert places.tolist() == [108, 176, 244], "if this changes, so must the fingerprint"
 
 
 def test_the_fallback_says_so_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,18 @@ def test_a_later_game_never_appears_in_an_earlier_one(tmp_path: Path) -> None:
         assert "End" not in [b["item"] for b in row["behaviours"]]  # type: ignore[index,attr-defined]
 
 
+def test_a_split_begins_after_the_one_before_has_ended(tmp_path: Path) -> None:
+    games = [line("Ape;Cat", 10_000 + 10 * n, duration=5) for n in range(9)] + [
+        line("Ape;Cat;Ape", 10_120, duration=60)
+    ]
+    source = write_source(tmp_path / "source", games)
+    rows = prepare(source, tmp_path / "out")
+    assert [(r["trigger"], r["requested_at"]) for r in rows if r["split"] == "test"] == [("Ape", 10_100_000)]
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.report["requests_before_their_split"] == 2, "pages of the long game while others still trained"
+    assert dataset.windows["train"][1] < dataset.windows["test"][0]
+
+
 def test_clicks_that_are_not_links_are_counted_and_remembered(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", [line("Dog_%28animal%29;%C3%85land"), line("Ape;Cat", 11_000)])
     rows = prepare(source, tmp_path / "out")
@@ -178,7 +190,7 @@ def test_item_fields_texts_and_popularity_of_the_training_games(tmp_path: Path) 
     prepare(source, tmp_path / "out")
     catalogue = open_catalogue(tmp_path / "out")
     raw = catalogue.raw(int(catalogue.rows(["Ape"])[0]))
-    assert raw | {"category": "Science", "leaf_category": "Science.Biology.Mammals"} == raw
+    assert raw | {"title": "Ape", "category": "Science", "leaf_category": "Science.Biology.Mammals"} == raw
     assert (raw["links_on_page"], raw["links_to_page"]) == (3.0, 2.0)
     assert catalogue.popularity[catalogue.rows(["Cat", "End"])].tolist() == [8.0, 0.0], (
         "End was clicked in later games only"
