@@ -38,6 +38,9 @@ UNKNOWN_USER_SHARE = 0.1
 def add_options(parser: ArgumentParser, **_: Any) -> None:
     parser.add_argument("--rate", type=float, default=50.0, help="arrivals a second, ranks and clicks together")
     parser.add_argument("--bundles", default="artifacts/bundles", help="the bundle root that the service serves")
+    parser.add_argument(
+        "--max-failed", type=float, default=0.01, help="share of arrivals that may fail; more: exit code 1"
+    )
     parser.add_argument("--seed", type=int, default=1, help="same seed, same pages, users and times")
 
 
@@ -50,6 +53,15 @@ def refuse_strangers(environment: Environment, **_: Any) -> None:
     for *_head, (address, *_rest) in socket.getaddrinfo(name, None):
         if not ipaddress.ip_address(address).is_private:
             raise SystemExit(f"{name} is {address}, a public address: load only what runs on your own machines")
+
+
+@events.quitting.add_listener
+def judge(environment: Environment, **_: Any) -> None:
+    """Shedding now and then is the service's right on a busy machine; beyond a share of the arrivals the run fails."""
+    assert environment.parsed_options is not None
+    total = environment.stats.total
+    is_fine = total.num_requests > 0 and total.fail_ratio <= environment.parsed_options.max_failed
+    environment.process_exit_code = 0 if is_fine else 1
 
 
 def golden_rows(bundles: Path) -> list[dict[str, Any]]:
