@@ -73,7 +73,7 @@ check-types: $(READY)
 	@$(BIN)/mypy
 
 check-imports: $(READY)
-	@$(BIN)/lint-imports --no-timing 2>/dev/null || $(BIN)/lint-imports
+	@found=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$found"; exit 1; }
 
 test: $(READY)  ## every test, end to end included (ARGS='-k history' to choose)
 	@$(BIN)/python -m pytest $(ARGS)
