@@ -166,6 +166,10 @@ def load_bundle(parts: Parts) -> None:
         raise BundleError("DAIAN_BUNDLE_ROOT is not set: name a folder that `daian export` wrote")
     shared = Shared(parts.store, parts.admission, parts.request_log, parts.metrics)
     path = bundle_to_open(settings.bundle_root)
+    if path.parent.name != settings.bundle_name:
+        raise BundleError(
+            f"{path} is not a bundle of {settings.bundle_name!r}: set DAIAN_BUNDLE_NAME, or promote another"
+        )
     runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time())
     parts.switch.replace(runtime)
     _log.info("bundle live", extra={"fields": {"model": runtime.label}})

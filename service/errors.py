@@ -10,7 +10,7 @@ what to do. Nothing in this file logs, counts or answers.
         ├── BadRequest              400  ├── MalformedJson           400
         ├── NotFound                404  ├── MethodNotAllowed        405
         ├── BodyTooLarge            413  ├── UnsupportedMediaType    415
-        ├── UnsupportedEncoding     415
+        ├── UnsupportedEncoding     415  ├── HeadersTooLarge         431
         ├── ValidationFailed        422  ├── UnknownField            422
         ├── CandidatesLimit         422
         ├── ModelFailed             500  (never reaches a caller: the ranker degrades)
@@ -63,6 +63,10 @@ class UnsupportedMediaType(ServiceError):
 
 class UnsupportedEncoding(ServiceError):
     """A compressed body."""
+
+
+class HeadersTooLarge(ServiceError):
+    """More bytes of headers than `DAIAN_MAX_HEADER_BYTES`."""
 
 
 class ValidationFailed(ServiceError):
@@ -133,6 +137,7 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     BodyTooLarge: Verdict(413, "body_too_large", "Body too large"),
     UnsupportedMediaType: Verdict(415, "unsupported_media_type", "Unsupported media type"),
     UnsupportedEncoding: Verdict(415, "unsupported_encoding", "Compressed bodies are not supported"),
+    HeadersTooLarge: Verdict(431, "headers_too_large", "Headers too large"),
     ValidationFailed: Verdict(422, "validation_failed", "The body does not have the right shape"),
     UnknownField: Verdict(422, "unknown_field", "Unknown field"),
     CandidatesLimit: Verdict(422, "candidates_limit", "Too many candidates"),

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from service.embedded_store import embedded_store
+from service.http_guard import GuardedConfig, GuardedProtocol, Guards
 from service.runtime import bundle_to_open
 from service.settings import Settings, read_settings, variable
 
@@ -51,15 +52,15 @@ def serve(store_folder: Path) -> int:
         return _listen(settings)
 
 
-def server_config(settings: Settings) -> uvicorn.Config:
+def server_config(settings: Settings) -> GuardedConfig:
     """uvicorn's configuration, every limit of it set by us."""
-    return uvicorn.Config(
+    config = GuardedConfig(
         "service.app:create_app_from_environment",
         factory=True,
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
-        http="httptools",  # the strict parser: h11 accepts two ways of framing one body
+        http=GuardedProtocol,  # on httptools, the strict parser: h11 accepts two ways of framing one body
         loop="auto",
         ws="none",
         lifespan="on",
@@ -70,6 +71,8 @@ def server_config(settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
+    config.guards = Guards(settings.max_header_bytes, settings.receive_timeout_s, settings.max_connections_per_peer)
+    return config
 
 
 def announce(listening: socket.socket) -> None:

@@ -96,8 +96,6 @@ class Settings(BaseSettings):
         None, description="redis:// or rediss:// address; unset starts an embedded server"
     )
     redis_events_url: SecretStr | None = Field(None, description="address for writes; the same as reads if unset")
-    redis_mode: Literal["standalone", "sentinel", "cluster"] = Field("standalone", description="how Redis is laid out")
-    redis_sentinel_service: str | None = Field(None, description="name of the master in sentinel mode")
     redis_read_budget_ms: int = Field(20, ge=1, le=1000, description="how long a ranking waits for behaviours")
     redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="connect and socket time-out")
     redis_pool: int = Field(32, ge=1, le=1024, description="connections per pool")

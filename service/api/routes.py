@@ -275,6 +275,7 @@ async def limits(exchange: Exchange) -> Response:
             "candidates": settings.max_candidates,
             "top_k": settings.max_candidates,
             "body_bytes": settings.max_body_bytes,
+            "header_bytes": settings.max_header_bytes,
             "events_body_bytes": EVENTS_BODY_BYTES,
             "events": MAX_EVENTS,
             "behaviours": MAX_BEHAVIOURS,

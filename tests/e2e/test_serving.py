@@ -4,11 +4,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,3 +157,67 @@ def test_two_workers_share_one_port_and_their_counters(bundle: Bundle, tmp_path:
         text = found.client.get("/metrics").text
         counts = re.findall(r'daian_requests_total\{route="/v1/rank",status="200".*\} (\d+)', text)
         assert sum(map(float, counts)) == 20
+
+
+def raw(found: Served, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """What a bare socket gets back until the server closes or falls silent for three seconds."""
+    url = found.client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=3) as connection:
+        with suppress(OSError):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause_s)
+        answer = b""
+        with suppress(OSError):
+            while piece := connection.recv(65536):
+                answer += piece
+        return answer
+
+
+HEAD = b"POST /rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+@pytest.mark.parametrize("n_bytes", [20_000, 3_000_000])
+def test_b10_giant_headers_are_431(served: Served, n_bytes: int) -> None:
+    assert raw(served, HEAD + b"x-big: " + b"a" * n_bytes).startswith(b"HTTP/1.1 431 ")
+
+
+def test_b10_a_large_body_behind_small_headers_is_no_header(served: Served) -> None:
+    ids = ",".join(f'"{n:0100d}"' for n in range(900)).encode()
+    body = b'{"trigger": "i0", "deadline_ms": 2000, "candidates": [' + ids + b"]}"
+    head = HEAD + b"connection: close\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n"
+    assert raw(served, head + body).startswith(b"HTTP/1.1 200 ")
+
+
+def test_b9_a_socket_that_says_nothing_or_half_is_closed(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path, DAIAN_RECEIVE_TIMEOUT_S="0.5") as found:
+        for parts in ([], [HEAD], [HEAD + b"content-length: 10\r\n\r\n", b"{"]):
+            started_s = time.monotonic()
+            raw(found, *parts)
+            assert time.monotonic() - started_s < 2.5
+        assert found.rank(trigger="i0").status_code == 200
+
+
+def test_b9_and_b10_with_loose_guards_the_same_bytes_pass(bundle: Bundle, tmp_path: Path) -> None:
+    loose = {"DAIAN_RECEIVE_TIMEOUT_S": "60", "DAIAN_MAX_HEADER_BYTES": "1000000"}
+    with serving(bundle, tmp_path, **loose) as found:
+        started_s = time.monotonic()
+        raw(found, HEAD)
+        assert time.monotonic() - started_s >= 2.5  # the client gave up first
+        body = b"connection: close\r\ncontent-length: 17\r\n\r\n" + b'{"trigger": "i0"}'
+        assert raw(found, HEAD + b"x-big: " + b"a" * 20_000 + b"\r\n" + body).startswith(b"HTTP/1.1 200 ")
+
+
+def test_b9_one_address_may_not_take_all_connections(bundle: Bundle, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path, DAIAN_MAX_CONNECTIONS_PER_PEER="4") as found, ExitStack() as stack:
+        address = (found.client.base_url.host, found.client.base_url.port or 80)
+        for _ in range(3):  # the client of the fixture holds one
+            stack.enter_context(socket.create_connection(address, timeout=3))
+        time.sleep(0.2)
+        assert raw(found, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n") == b""
+        assert found.client.get("/livez").status_code == 200
+
+
+def test_b14_two_ways_of_framing_one_body_are_refused(served: Served) -> None:
+    smuggled = HEAD + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert raw(served, smuggled).startswith(b"HTTP/1.1 400 ")

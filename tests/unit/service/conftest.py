@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.small_bundle import write_small_bundle
 
 from service.admission import Admission
 from service.contract.bundle import Bundle
@@ -13,6 +12,7 @@ from service.request_log import RequestLog
 from service.retriever import use_one_thread
 from service.runtime import Runtime, Shared, open_runtime
 from service.user_store import MemoryUserStore
+from tests.small_bundle import write_small_bundle
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def test_work_whose_deadline_passed_in_the_queue_is_never_begun() -> None:
 
 
 def test_without_the_second_look_it_would_be_computed_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Deadline, "passed", lambda self: False)
+    monkeypatch.setattr(Deadline, "passed", lambda _: False)
     assert run_behind_a_slow_one(deadline_ms=5) == ["second"]
 
 

@@ -30,7 +30,7 @@ def serving_verbs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     missing = ModuleNotFoundError("No module named 'training'", name="training")
     entries = [Entry("service", register), Entry("training", missing)]
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
+    monkeypatch.setattr(cli, "entry_points", lambda **_: entries)
 
 
 def test_a_verb_of_a_package_that_is_not_there_is_answered_with_its_install_line(
@@ -46,14 +46,14 @@ def test_a_library_that_is_not_there_is_answered_with_its_install_line(
     def needs_torch() -> None:
         raise ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
 
-    monkeypatch.setattr(cli, "entry_points", lambda group: [Entry("x", lambda app: app.command(needs_torch) and None)])
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Entry("x", lambda app: app.command(needs_torch) and None)])
     assert cli.run(["needs-torch"]) == cli.MISSING
     assert 'pip install "daian[training]"' in capsys.readouterr().err
 
 
 def test_a_hole_inside_a_package_is_a_bug_and_not_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     hole = ModuleNotFoundError("No module named 'training.lost'", name="training.lost")
-    monkeypatch.setattr(cli, "entry_points", lambda group: [Entry("training", hole)])
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Entry("training", hole)])
     with pytest.raises(ModuleNotFoundError):
         cli.run(["train"])
 

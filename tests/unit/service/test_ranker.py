@@ -50,7 +50,7 @@ def test_b4_repeated_candidates_are_answered_once_at_their_first_mention(runtime
 
 
 def test_b4_without_deduplication_they_come_twice(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.ranker.distinct_ids", lambda ids, exclude: list(ids))
+    monkeypatch.setattr("service.ranker.distinct_ids", lambda ids, _: list(ids))
     assert len(ask(runtime.ranker, candidates=["i3", "i5", "i3"]).items) == 3
 
 
@@ -152,7 +152,7 @@ def test_a_deadline_that_ends_between_chunks_is_named_with_its_coverage(
     real = runtime.scorer.score
     monkeypatch.setattr(runtime.scorer, "_chunk", 64)
 
-    def slow(state, inputs, deadline):  # type: ignore[no-untyped-def]
+    def slow(state, inputs, _deadline):  # type: ignore[no-untyped-def]
         moments = iter([5.0, 6.0, 6.0, 7.0, 9.5])  # two chunks of a second each, then half a second is left
         return real(state, inputs, Deadline(at_s=10.0, clock=lambda: next(moments)))
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from tests.small_bundle import SCALE, HandMade, candidate_graph, item_ids, make_encoder, request_graph, row
 
 from service.contract.encoder import ModelInputs
 from service.contract.errors import BundleError
@@ -10,6 +9,7 @@ from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed
 from service.scorer import Graph, RequestState, Scorer
+from tests.small_bundle import SCALE, HandMade, candidate_graph, item_ids, make_encoder, request_graph, row
 
 ENCODER = make_encoder()
 MODEL = HandMade.for_encoder(ENCODER)
@@ -79,7 +79,7 @@ def test_the_intent_is_one_row() -> None:
 
 def test_a_failure_inside_onnx_runtime_has_our_name() -> None:
     state = RequestState({"state.used": np.zeros((3, 3), np.float32)}, None)
-    with pytest.raises(ModelFailed, match="candidates.onnx"):
+    with pytest.raises(ModelFailed, match=r"candidates\.onnx"):
         make_scorer(10).score(state, encoded(4), Deadline.after_ms(1000))
 
 

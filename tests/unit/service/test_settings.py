@@ -24,7 +24,7 @@ def test_a_misspelt_name_stops_the_start_and_names_the_nearest(monkeypatch: pyte
 
 def test_without_the_check_a_misspelt_limit_is_silently_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAIAN_MAX_CANDIDATE", "10")
-    monkeypatch.setattr(module, "_refuse_unknown", lambda environ: None)
+    monkeypatch.setattr(module, "_refuse_unknown", lambda _: None)
     assert read_settings().max_candidates == 1000
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -96,8 +97,10 @@ def test_clicks_are_seen_by_the_next_ranking(call: Client) -> None:
 
 def test_events_come_as_lines_too(call: Client) -> None:
     now = int(time.time() * 1000)
-    lines = [json.dumps({"event_id": str(n), "type": "cart", "user": "u-lines", "item": f"i{n}", "time": now - n * 1000})
-             for n in range(3)]  # fmt: skip
+    carts = [
+        {"event_id": str(n), "type": "cart", "user": "u-lines", "item": f"i{n}", "time": now - n} for n in range(3)
+    ]
+    lines = [json.dumps(cart) for cart in carts]
     body = "\n".join([lines[0], "{broken", *lines[1:], ""])
     answer = call("POST", "/events", content=body, headers={"content-type": "application/x-ndjson"}).json()
     assert (answer["accepted"], [one["index"] for one in answer["rejected"]]) == (3, [1])
@@ -168,7 +171,7 @@ def test_g14_errors_never_repeat_the_input(call: Client, body: dict[str, object]
 
 
 def test_g14_pydantic_alone_would_repeat_it(call: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "service_error", lambda error, shape: bodies.ValidationFailed(str(error)))
+    monkeypatch.setattr(bodies, "service_error", lambda error, _: bodies.ValidationFailed(str(error)))
     assert CANARY in call.rank(trigger="i0", candidates=[{CANARY: 1}]).text
 
 
@@ -286,6 +289,17 @@ def test_the_document_names_every_shape_and_the_page_needs_nothing_from_outside(
     assert page.headers["content-type"].startswith("text/html")
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?https?:""", page.text)
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+
+
+def test_the_document_is_the_committed_one(call: Client) -> None:
+    document = call("GET", "/openapi.json").json()
+    document["info"]["version"] = "any"
+    assert document == json.loads(SNAPSHOT.read_text()), (
+        f"the interface changed: if that is wanted, say so in CHANGELOG.md and write `daian openapi` to {SNAPSHOT.name}"
+    )
 
 
 def test_the_examples_of_the_document_are_valid(call: Client) -> None:

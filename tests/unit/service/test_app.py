@@ -1,0 +1,25 @@
+"""Loading the bundle that the settings name, and no other."""
+
+import pytest
+
+from service.app import load_bundle, make_parts
+from service.contract.bundle import Bundle
+from service.contract.errors import BundleError
+from service.settings import Settings
+
+
+def test_the_named_bundle_becomes_live(bundle: Bundle) -> None:
+    parts = make_parts(Settings(bundle_root=bundle.path))
+    load_bundle(parts)
+    assert parts.switch.live.label == "daian@v1"
+
+
+@pytest.mark.parametrize(("settings", "message"), [({}, "DAIAN_BUNDLE_ROOT"), ({"bundle_name": "din"}, "'din'")])
+def test_without_it_nothing_is_live_and_the_setting_is_named(
+    bundle: Bundle, settings: dict[str, str], message: str
+) -> None:
+    root = {"bundle_root": bundle.path} if settings else {}
+    parts = make_parts(Settings(**root, **settings))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(parts)
+    assert not parts.switch.is_loaded
