@@ -134,7 +134,7 @@ def prepare_alimama(
     with_behaviour_log
         Count the category behaviours of the 22-day log as context fields.
     validation_share
-        Share of the training days' time, at their end, that becomes the validation split.
+        Share of the users whose day 7 is the validation; 0 leaves all 7 days to the training, as in the paper.
     overwrite
         Replace a prepared folder that is there already.
     as_json
@@ -278,7 +278,7 @@ def embed(
     out
         The folder to make. Run again after an interruption, it goes on.
     encoder
-        A sentence-transformers model by name or path, `hashed` for n-grams without torch, or `auto`.
+        A sentence-transformers model by name or path, `hashed-ngrams` (needs no torch), or `auto`.
     item_id
         The column of the item's id.
     text
