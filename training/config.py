@@ -41,7 +41,9 @@ class TrainConfig:
 
     select_by: the validation number that early stopping and the choice of weights go by (stages that learn the intent
     go by its divergence). evaluate_every: steps between validations, 0 = once an epoch. patience: validations without a
-    better number before a stage ends. checkpoint_every: steps between checkpoints.
+    better number before a stage ends. checkpoint_every: steps between checkpoints. unknown_user_share: share of
+    training requests whose user id is made unknown, so that the model learns what to do for users it never saw.
+    content_start: spread of the item ids' start from content (`training.content_start`), 0 = the small random start.
     """
 
     name: str
@@ -53,6 +55,8 @@ class TrainConfig:
     evaluate_every: int = 0
     patience: int = 2
     checkpoint_every: int = 500
+    unknown_user_share: float = 0.0
+    content_start: float = 0.0
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

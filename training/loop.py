@@ -21,6 +21,8 @@ from training.losses import click_loss, intent_loss
 from training.models.spec import Stage
 from training.scores import all_numbers, score_batches
 
+UNKNOWN = 1  # the contract's id for a value that the vocabulary does not hold
+
 
 @runtime_checkable
 class BatchSource(Protocol):
@@ -118,6 +120,15 @@ def _given_intent(model: Any, stage: Stage, batch: Batch) -> Tensor | None:
     return torch.where(batch.has_intent.unsqueeze(1), batch.intent, predicted)
 
 
+def without_users(batch: Batch, share: float) -> Batch:
+    """The batch with this share of its requests, drawn by torch's generator, by an unknown user."""
+    if not share:
+        return batch
+    users = batch.inputs.user_fields.clone()
+    users[torch.rand(len(users)) < share, 0] = UNKNOWN
+    return batch._replace(inputs=batch.inputs._replace(user_fields=users))
+
+
 def fit_stage(
     model: nn.Module,
     stage: Stage,
@@ -141,7 +152,7 @@ def fit_stage(
     while _goes_on(state, stage):
         epoch = state.position.epoch
         for batch in train.epoch(state.position):
-            _step(model, stage, batch, optimizer, state, recorder)
+            _step(model, stage, without_users(batch, config.unknown_user_share), optimizer, state, recorder)
             state.position = batch.after
             if state.position.epoch > epoch or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 _validate(model, stage, validation, config, recorder, state)

@@ -17,6 +17,7 @@ from torch import nn
 from service.contract.encoder import Encoder
 from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights, write_whole
 from training.config import TrainConfig
+from training.content_start import start_from_content
 from training.data.batches import Batches, BatchPlan, Position
 from training.data.dataset import Split, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
@@ -46,6 +47,8 @@ def train(
         refuse_if_not_exportable(cast(RankingModel, build_model(config.model, encoder.sizes)), encoder)
     torch.manual_seed(config.seed)
     model = build_model(config.model, encoder.sizes)
+    if config.content_start:
+        start_from_content(model, encoder, config.content_start)
     save_run_start(run_folder, config, encoder)
     validation = evaluation_batches(data_folder, "validation", encoder, config)
     _fit_all(model, config, data_folder, run_folder, encoder, validation, recorder)

@@ -71,6 +71,13 @@ class BehaviourTables(nn.Module):
         self.behaviour_width = self.items.width + widths.age
         self.id_width = widths.id
 
+    @property
+    def item_ids(self) -> nn.Embedding:
+        """The table of the items' ids: field 0 of an item is always its id."""
+        first = self.items.tables[0]
+        assert isinstance(first, nn.Embedding)
+        return first
+
     def item(self, fields: Int64[Tensor, "*B I"]) -> Float[Tensor, "*B D"]:
         """e(x): the id's vector first, then the other fields'."""
         vectors: Tensor = self.items(fields)

@@ -10,7 +10,7 @@ from torch import nn
 from tests.unit.training.random_inputs import SIZES, random_batch
 from training.config import OptimConfig, TrainConfig
 from training.data.batches import Batch, Position
-from training.loop import StageState, fit_stage, make_optimizer
+from training.loop import StageState, fit_stage, make_optimizer, without_users
 from training.models import build_model
 from training.models.din import DinConfig
 from training.models.spec import Stage
@@ -53,6 +53,7 @@ class Memory:
         self.losses.append(loss)
 
     def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
+        assert stage == "clicks"
         self.validations.append((step, numbers))
 
 
@@ -151,3 +152,16 @@ def test_a_fresh_id_does_not_jump() -> None:
 
     assert first_move(OptimConfig().initial_accumulator) < 1e-6
     assert first_move(0.0) > 0.04
+
+
+def test_a_share_of_users_is_made_unknown_and_nothing_else_changes() -> None:
+    batch = random_batch((1,) * 400)
+    torch.manual_seed(0)
+    changed = without_users(batch, 0.25)
+    user, before = changed.inputs.user_fields, batch.inputs.user_fields
+    assert 60 < (user[:, 0] != before[:, 0]).sum() < 140
+    assert set(user[user[:, 0] != before[:, 0], 0].tolist()) == {1}
+    assert torch.equal(user[:, 1:], before[:, 1:])
+    for found, expected in zip(changed.inputs[1:], batch.inputs[1:], strict=True):
+        assert torch.equal(found, expected)
+    assert without_users(batch, 0.0) is batch

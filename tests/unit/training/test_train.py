@@ -1,7 +1,6 @@
-"""A whole run on a simulated shop: it learns, it is found again on disk, and killed anywhere it ends with the same bits."""
+"""A whole run on a simulated shop: it learns, is found again on disk, and killed anywhere ends with the same bits."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from training.models import MODELS
 from training.recipes import daian_demo, din_demo
 from training.train import train
 
-SMALL_WORLD = World(n_requests=1_600, n_users=200, n_items=150, seed=5)
+SMALL_WORLD = World(n_requests=500, n_users=80, n_items=100, seed=5)
 
 
 class Silent:
@@ -40,17 +39,17 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "shop"
     simulate(folder, SMALL_WORLD)
-    yield folder
+    return folder
 
 
 def quick() -> TrainConfig:
     """Three stages with several checkpoints in each, and dropout so that the random state counts."""
     model = replace(daian_demo().model, dropout=0.1, joint_epochs=2, uim_epochs=2)
     return replace(
-        daian_demo(), model=model, data=DataConfig(batch_candidates=1024), checkpoint_every=3, evaluate_every=5
+        daian_demo(), model=model, data=DataConfig(batch_candidates=512), checkpoint_every=2, evaluate_every=5
     )
 
 
@@ -58,8 +57,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(world: Path, tmp_p
     numbers = train(quick(), world, tmp_path / "whole", Silent())
     broken = tmp_path / "broken"
     seen: list[str] = []
-    for _ in range(40):
-        recorder = Silent(dies_after=11)
+    for _ in range(60):
+        recorder = Silent(dies_after=6)
         try:
             resumed = train(quick(), world, broken, recorder)
             break
@@ -121,10 +120,10 @@ def test_a_model_that_cannot_be_exported_is_refused_before_the_first_step(world:
 
 
 @pytest.fixture(scope="module")
-def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "shop"
-    simulate(folder, World(n_requests=8_000, n_users=600, n_items=300, seed=6))
-    yield folder
+    simulate(folder, World(n_requests=4_000, n_users=300, n_items=200, seed=6))
+    return folder
 
 
 @pytest.mark.parametrize("name", MODELS)
