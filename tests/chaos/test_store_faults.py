@@ -31,6 +31,8 @@ BREAKER_OFF = 10**9
 # Five times the times of production: the machine that runs the tests does other things at the same moment.
 SETTINGS = StoreSettings("", timeout_ms=500, read_budget_ms=100, pool_wait_ms=100)
 BUDGET_S = 0.1
+# For tests of what comes back, and not of when.
+PATIENT = StoreSettings("", timeout_ms=5_000, read_budget_ms=2_000, pool_wait_ms=2_000)
 N_USERS = 20
 N_SLOW = 12
 
@@ -253,7 +255,7 @@ async def n_degraded_after(store: RedisUserStore, harm: Callable[[], object]) ->
 
 
 def test_a5_idle_connections_that_died_cost_at_most_one_history_each(url: str) -> None:
-    patient = replace(SETTINGS, read_budget_ms=1_000, pool_wait_ms=1_000, breaker_failures=BREAKER_OFF)
+    patient = replace(PATIENT, breaker_failures=BREAKER_OFF)
 
     async def reset(proxy: FaultProxy) -> None:
         async with store_behind(proxy, patient) as store:
@@ -298,7 +300,7 @@ def test_a7_replies_with_flipped_bits_never_raise_and_never_show_anothers_histor
 
 async def swapped_replies(proxy: FaultProxy) -> list[Answer]:
     """Many users at once, with the replies of pairs of connections exchanged."""
-    settings = replace(SETTINGS, breaker_failures=BREAKER_OFF, read_budget_ms=500, timeout_ms=1_000)
+    settings = replace(PATIENT, breaker_failures=BREAKER_OFF)
     async with store_behind(proxy, settings) as store:
         proxy.mode = "swap"
 
@@ -328,7 +330,7 @@ def test_a10_saboteur_without_the_check_it_is(url: str, monkeypatch: pytest.Monk
 
 def test_a10_a_storm_of_callers_that_leave_mixes_nothing_up(url: str) -> None:
     async def test(proxy: FaultProxy) -> None:
-        async with store_behind(proxy, StoreSettings("", read_budget_ms=500, pool_wait_ms=500)) as store:
+        async with store_behind(proxy, PATIENT) as store:
             for number in range(500):
                 leaving = asyncio.create_task(store.fetch(f"u_{number % N_USERS}", NOW))
                 await asyncio.sleep(0.0005 * (number % 3))
@@ -356,7 +358,7 @@ ERRORS = {
 
 async def errors_seen(message: str) -> tuple[StoredUser, BaseException | None, StoreCounts]:
     async with scripted_resp(f"-{message}\r\n".encode()) as url:
-        store = RedisUserStore(StoreSettings(url), clock=lambda: NOW)
+        store = RedisUserStore(replace(PATIENT, url=url), clock=lambda: NOW)
         answers = await ask(store, 4)
         raised = await asyncio.gather(store.append([BehaviourEvent("u_1", "i", "click", NOW)]), return_exceptions=True)
         await store.close()
@@ -385,7 +387,7 @@ def test_a11_saboteur_without_the_table_a_full_store_is_taken_for_a_lost_one(mon
 def test_a7_replies_of_any_shape_never_raise(reply: bytes) -> None:
     async def main() -> None:
         async with scripted_resp(reply) as url:
-            store = RedisUserStore(StoreSettings(url), clock=lambda: NOW)
+            store = RedisUserStore(replace(PATIENT, url=url), clock=lambda: NOW)
             assert (await ask(store, 1))[0].user.behaviours == ()
             with pytest.raises(StoreUnavailable):
                 await store.append([BehaviourEvent("u_1", "i", "click", NOW)])
@@ -396,7 +398,7 @@ def test_a7_replies_of_any_shape_never_raise(reply: bytes) -> None:
 
 async def crowd_on_one_connection(proxy: FaultProxy, pool_class: type[ConnectionPool] | None) -> list[Answer]:
     """Eight fetches at once on a quick server and a pool of one."""
-    settings = StoreSettings("", pool=1, pool_wait_ms=400, read_budget_ms=500)
+    settings = replace(PATIENT, pool=1)
     client = async_client(proxy.url, settings)
     if pool_class is not None:
         kwargs = client.connection_pool.connection_kwargs

@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def on_store(request: pytest.FixtureRequest) -> Callable[[Test], None]:
         async def main() -> None:
             store: UserStore = MemoryUserStore(clock=lambda: NOW)
             if request.param == "redis":
-                store = RedisUserStore(StoreSettings(url), clock=lambda: NOW)
+                store = RedisUserStore(patient(url), clock=lambda: NOW)
             try:
                 await test(store)
             finally:
@@ -58,6 +59,11 @@ def on_store(request: pytest.FixtureRequest) -> Callable[[Test], None]:
         asyncio.run(main())
 
     return run
+
+
+def patient(url: str) -> StoreSettings:
+    """Limits that a busy machine cannot reach: what is tested here is what comes back, not when."""
+    return StoreSettings(url, timeout_ms=5_000, read_budget_ms=2_000, pool_wait_ms=2_000)
 
 
 def click(item: str, at: int, user: str = "u_1", kind: str = "click", surface: str | None = None) -> BehaviourEvent:
@@ -224,7 +230,7 @@ def on_redis(url: str, test: Callable[[RedisUserStore], Awaitable[None]]) -> Sto
     client.close()
 
     async def main() -> None:
-        store = RedisUserStore(StoreSettings(url), observer=counts, clock=lambda: NOW)
+        store = RedisUserStore(patient(url), observer=counts, clock=lambda: NOW)
         await test(store)
         await store.close()
 
@@ -306,7 +312,7 @@ def test_behaviours_before_an_erasure_are_never_read_again(url: str) -> None:
 def test_a_tenant_is_a_world_of_its_own(url: str) -> None:
     async def test(store: RedisUserStore) -> None:
         await store.append([click("a", NOW - 1_000)])
-        other = RedisUserStore(StoreSettings(url, tenant="other"), clock=lambda: NOW)
+        other = RedisUserStore(replace(patient(url), tenant="other"), clock=lambda: NOW)
         assert await other.fetch("u_1", NOW) == StoredUser()
         await other.close()
 
@@ -335,7 +341,7 @@ def test_narrow_acl_users_can_do_their_work_and_nothing_else(url: str) -> None:
 
         async def main() -> None:
             named = [url.replace("unix://", f"unix://{name}:secret@") for name in ("rank", "events")]
-            store = RedisUserStore(StoreSettings(named[0], events_url=named[1]), clock=lambda: NOW)
+            store = RedisUserStore(replace(patient(named[0]), events_url=named[1]), clock=lambda: NOW)
             try:
                 await test(store)
             finally:
