@@ -126,6 +126,17 @@ _TOP_KEYS = {
 }
 
 
+def _is_like(value: object, example: object) -> bool:
+    """Whether a value of a mapping has the type of `example`; whole numbers are numbers too, None stands for a text."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(example, tuple):
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    return isinstance(value, int if isinstance(example, int) else str)
+
+
 def read_mapping(path: Path) -> LogMapping:
     """Reads and checks a mapping file. Raises DataError with everything that is wrong with it."""
     try:
@@ -167,14 +178,20 @@ class _Reader:
         if not 0 < split.validation_share + split.test_share < 1:
             self.problems.append("split: validation_share + test_share must lie between 0 and 1")
         rules = self._part("history", HistoryRules())
-        if self.problems:
-            return None
-        return self._mapping(tables, split, replace(rules, types=tuple(rules.types)))
+        numbers = self._range(), self._number("n_levels", 6), self._number("related_threshold", None)
+        return None if self.problems else self._mapping(tables, split, rules, *numbers)
 
-    def _mapping(self, tables: dict[str, Table], split: SplitRule, rules: HistoryRules) -> LogMapping | None:
+    def _mapping(
+        self,
+        tables: dict[str, Table],
+        split: SplitRule,
+        rules: HistoryRules,
+        similarity_range: tuple[float, float] | None,
+        n_levels: int,
+        related_threshold: float | None,
+    ) -> LogMapping | None:
         items = self.raw["items"]
         text = items.get("text", [])
-        similarity_range = self.raw.get("similarity_range")
         mapping = LogMapping(
             name=str(self.raw.get("name", "logs")),
             time_unit=self.raw.get("time_unit", "ms"),
@@ -188,9 +205,9 @@ class _Reader:
             leaf_category=items.get("leaf_category"),
             split=split,
             rules=rules,
-            similarity_range=None if similarity_range is None else (similarity_range[0], similarity_range[1]),
-            n_levels=self.raw.get("n_levels", 6),
-            related_threshold=self.raw.get("related_threshold"),
+            similarity_range=similarity_range,
+            n_levels=n_levels,
+            related_threshold=related_threshold,
         )
         try:
             _ = mapping.schema
@@ -202,11 +219,31 @@ class _Reader:
     def _part(self, name: str, default: Any) -> Any:
         """A dataclass of plain values from the object under `name`."""
         given = self.raw.get(name, {})
-        known = {f.name for f in fields(default)}
+        known = {f.name: getattr(default, f.name) for f in fields(default)}
         if not isinstance(given, dict) or given.keys() - known:
             self.problems.append(f"{name}: expected an object with keys of {sorted(known)}, found {given!r:.80}")
             return default
-        return replace(default, **given)
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        wrong = [key for key, value in values.items() if not _is_like(value, known[key])]
+        self.problems += [f"{name}.{key}: {given[key]!r:.80}, expected one like {known[key]!r}" for key in wrong]
+        return default if wrong else replace(default, **values)
+
+    def _number(self, name: str, default: float | None) -> Any:
+        value = self.raw.get(name, default)
+        if value is not None and not _is_like(value, 0.0 if default is None else default):
+            self.problems.append(
+                f"{name}: {value!r:.80}, expected a number{'' if default is None else f' like {default}'}"
+            )
+        return value
+
+    def _range(self) -> tuple[float, float] | None:
+        value = self.raw.get("similarity_range")
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 2 or not all(_is_like(edge, 0.0) for edge in value):
+            self.problems.append(f"similarity_range: {value!r:.80}, expected two numbers such as [0.1, 0.9]")
+            return None
+        return value[0], value[1]
 
     def _table(self, name: str) -> Table:
         raw = self.raw[name]
@@ -263,7 +300,10 @@ class _Reader:
             )
             return None
         column = str(options.get("column", name))
-        numbers = {key: int(options[key]) for key in ("min_count", "n_bins") if key in options}
+        numbers = {key: options[key] for key in ("min_count", "n_bins") if key in options}
+        if not all(_is_like(value, 1) for value in numbers.values()):
+            self.problems.append(f"{table}, field {name!r}: {numbers} must be whole numbers")
+            return None
         try:
             return MappedField(Field(name, side, options["kind"], **numbers), column)
         except SchemaError as error:
