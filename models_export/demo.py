@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from models_export.demo_tour import Tour
 from models_export.export import ExportPlan, export
 from service.contract.bundle import Bundle, current_path, read_bundle
+from service.contract.encoder import CONTRACT_VERSION
 from service.contract.errors import BundleError
 from training.commands import run_training
 from training.config import to_dict
@@ -141,7 +143,8 @@ def _recipes(data: Path) -> tuple[str, str]:
 def _train(name: str, data: Path, steps: Steps) -> Path:
     """The run folder of a recipe on this data; an interrupted training goes on where it was."""
     config = recipe(name)
-    content = {"config": to_dict(config), "data": (data / "dataset.json").read_text(encoding="utf-8")}
+    prepared = (data / "dataset.json").read_text(encoding="utf-8")
+    content = {"config": to_dict(config), "data": prepared, "contract": CONTRACT_VERSION, "daian": version("daian")}
     folder = HOME / f"run-{name}-{_key(content)}"
     with steps.step(f"Train {name}") as step:
         if not _kept(folder / "weights.pt", step):

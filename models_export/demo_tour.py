@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import httpx
 import numpy as np
@@ -39,6 +39,7 @@ _REASONS = {
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Teller(Protocol):
     """Where the tour's steps are announced (`models_export.demo.Steps`)."""
 
@@ -63,7 +64,7 @@ class Tour:
         self._teller = teller
         self._service = Service(bundle.path.parent.parent, port)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Tour":
         return self
 
     def __exit__(
