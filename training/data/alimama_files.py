@@ -5,6 +5,7 @@ disk: a user's rows are all in one part, and a part fits into memory. `ad_featur
 whole. Used by `prepare_alimama` alone, which says what a request is. Errors name file, row and column.
 """
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -213,8 +214,8 @@ def _header(path: Path, types: dict[str, pa.DataType]) -> dict[str, str]:
     """The file's own name of each wanted column: the public files have one with a space at its end."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; download the four files of Tianchi data set 56 into one folder.")
-    with path.open(encoding="utf-8-sig") as file:
-        names = file.readline().rstrip("\r\n").split(",")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
     found = {name.strip(): name for name in names}
     missing = [name for name in types if name not in found]
     if missing:
