@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from models_export.errors import ParityError
 from models_export.graph import (
     CANDIDATE_GRAPH,
     INTENT,
     LOGITS,
     REQUEST_GRAPH,
-    ExportError,
     example_inputs,
     export_graphs,
 )
@@ -45,10 +45,6 @@ _FREE_SIZES = ((1, 1, 1), (7, 2, 3), (50, 50, 64), (2, 9, 5))
 _STRANGER = "\u2205 not in any catalogue"  # ids of shops hold no such word
 _DRY_RUN_IDS = 100
 _DRY_RUN_SPREAD = 0.1
-
-
-class ParityError(ExportError):
-    """The exported graphs do not give PyTorch's numbers; the message names the case and the largest difference."""
 
 
 class Scores(NamedTuple):

@@ -7,8 +7,9 @@ import pytest
 from torch import nn
 
 import models_export.parity
+from models_export.errors import ParityError
 from models_export.graph import export_graphs
-from models_export.parity import TOLERANCE, ExportedModel, ParityError, check_parity
+from models_export.parity import TOLERANCE, ExportedModel, check_parity
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
 from tests.parity.weights import with_large_weights

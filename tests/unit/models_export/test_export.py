@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import models_export.export
+from models_export.errors import ParityError
 from models_export.export import ExportPlan, compare_bundle, export
-from models_export.parity import ParityError
 from service.contract.bundle import Bundle, current_path, read_bundle
 from service.contract.encoder import Encoder
 from service.contract.errors import BundleError

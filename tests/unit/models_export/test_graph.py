@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import models_export.graph
-from models_export.graph import ExportError, Graphs, example_inputs, export_graphs
-from models_export.parity import ParityError, check_as_it_stands
+from models_export.errors import ExportError, ParityError
+from models_export.graph import Graphs, example_inputs, export_graphs
+from models_export.parity import check_as_it_stands
 from service.contract.encoder import CONTRACT_VERSION, REQUEST_SIDE
 from tests.unit.models_export.two_phases import SIZES, Faults, TwoPhases
 

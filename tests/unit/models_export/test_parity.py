@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import models_export.parity
+from models_export.errors import ParityError
 from models_export.graph import example_inputs, export_graphs
 from models_export.parity import (
     TOLERANCE,
     ExportedModel,
-    ParityError,
     ParityReport,
     check_exportable,
     compare,
