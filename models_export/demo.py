@@ -30,7 +30,7 @@ from training.evaluate import Numbers, evaluate
 from training.recipes import recipe
 
 HOME = Path("artifacts/demo")
-WORLD = World(n_requests=20_000, n_users=3_000, n_items=2_000, seed=1)
+WORLD = World(n_requests=10_000, n_users=1_500, n_items=1_200, seed=1)
 SHORT_WORLD = World(n_requests=4_000, n_users=600, n_items=800, seed=1)
 SIMULATED_RECIPES = ("daian_demo", "din_demo")
 WIKISPEEDIA_RECIPES = ("daian_wikispeedia", "din_wikispeedia")
