@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import xxhash
 from jaxtyping import Int8, Int64, UInt64
+from rich.console import Console
 from rich.progress import Progress
 
 from service.contract.encoder import Encoder
@@ -36,7 +37,9 @@ class Check:
     problems: list[str] = field(default_factory=list)
     aucs: dict[str, float] = field(default_factory=dict)  # of single fields, on the validation days
     unknown: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> field -> share of unknown values
-    shift: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> field -> PSI against the training days
+    shift: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # split -> category or number -> PSI against training
     n_requests: dict[str, int] = field(default_factory=dict)
 
 
@@ -121,7 +124,7 @@ def _row_groups(folder: Path, show: bool) -> Iterator[tuple[Path, int, RequestBa
         for index, size in enumerate(row_group_sizes(path)):
             groups.append((path, index, row))
             row += size
-    with Progress(disable=not show) as bar:
+    with Progress(console=Console(stderr=True), disable=not show) as bar:
         for path, index, row in bar.track(groups, description=f"checking {folder.name}"):
             yield path, row, *read_row_group(path, index)
 
@@ -172,10 +175,11 @@ def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check
 
 
 def _report_unknown(counts: dict[str, LabelCounts], encoder: Encoder, check: Check) -> None:
-    names = [f"{f.side if f.side != 'item' else 'candidate'}.{f.name}" for f in encoder.schema.fields]
+    names = {f"{f.side if f.side != 'item' else 'candidate'}.{f.name}": f.kind for f in encoder.schema.fields}
+    few_valued = [name for name, kind in names.items() if kind != "id"]  # counts of single ids differ by chance alone
     train = counts["train"].shown
     for split, counted in counts.items():
         shown = counted.shown
         check.unknown[split] = {n: round(float(shown[n][_OOV] / max(1, shown[n].sum())), 6) for n in names}
         if split != "train":
-            check.shift[split] = {n: round(stability(train[n], shown[n]), 6) for n in names}
+            check.shift[split] = {n: round(stability(train[n], shown[n]), 6) for n in few_valued}

@@ -182,12 +182,13 @@ def simulate(
     as_json
         Print the report as JSON.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from training.data.synthetic import World
     from training.data.synthetic import simulate as simulate_world
 
-    with Progress(disable=as_json) as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("simulating", total=requests)
         world = World(requests, users, items, seed)
         dataset = simulate_world(out, world, overwrite, lambda made: bar.advance(task, made))

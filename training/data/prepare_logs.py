@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64, UInt64
+from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from training.data.column_health import ColumnHealth
@@ -160,7 +161,8 @@ class _Logs:
     def joined(self) -> Iterator[Joined]:
         """Requests with their histories, one bucket at a time. Raises DataError when two users share a request id."""
         seen: list[UInt64[np.ndarray, " R"]] = []  # eight bytes a request
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), disable=not self._show) as bar:
+        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), disable=not self._show) as bar:
             for bucket in bar.track(range(self._impressions.n_buckets), description="joining"):
                 impressions = self._impressions.read(bucket)
                 if impressions is None:
@@ -185,7 +187,7 @@ class _Logs:
 
     def _read(self, table: Table) -> Iterator[Rows]:
         columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
-        with Progress(*columns, disable=not self._show) as bar:
+        with Progress(*columns, console=Console(stderr=True), disable=not self._show) as bar:
             task = bar.add_task(f"reading {table.name}", total=None)
             for rows in read_table(table, self._mapping.time_unit, self._now_ms):
                 _refuse_missing_ids(rows, table)

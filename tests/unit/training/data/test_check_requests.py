@@ -196,15 +196,17 @@ def test_all_foreign_columns_and_empty_files_are_listed(tmp_path: Path) -> None:
 
 def test_unknown_shares_and_shifts_are_reported(tmp_path: Path) -> None:
     def new_users(row: dict[str, Any], _: np.ndarray) -> dict[str, Any]:
-        return row | {"user": {"user": "new"}} if row["request_id"].startswith("r2") else row
+        new = {"user": {"user": "new"}, "context": {"device": "toaster"}}
+        return row | new if row["request_id"].startswith("r2") else row
 
     found = checked(planted(tmp_path / "d", new_users))
     assert found.problems == []
     assert found.unknown["train"]["user.user"] == 0
     assert found.unknown["test"]["user.user"] == 1
-    assert found.shift["test"]["user.user"] > 1 > 0.25 > found.shift["validation"]["user.user"]
+    assert found.shift["test"]["context.device"] > 1 > 0.25 > found.shift["validation"]["context.device"]
     text = "\n".join(check_lines(found))
     assert "unknown values in test: user.user 100.0%" in text
+    assert "context.device 12.30" in text.splitlines()[-1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4)), min_size=2, max_size=12))
