@@ -85,7 +85,7 @@ def candidates_are_ranked(items: list[str]) -> None:
     answer = rank(user="compose-visitor", trigger=items[0], candidates=items)
     demand(sorted(item["id"] for item in answer["items"]) == sorted(items), "the answer is a permutation", answer)
     demand(answer["degraded"] == [] and answer["coverage"] == 1.0, "nothing is missing", answer)
-    print(json.dumps({**answer, "items": answer["items"][:3]}, indent=1))
+    print(json.dumps({**answer, "items": answer["items"][:3]}))
 
 
 def clicks_are_seen_at_once(items: list[str]) -> None:

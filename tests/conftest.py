@@ -4,10 +4,8 @@ pytest reads this first, before any module of ours is imported; the hook below m
 """
 
 import sys
-from collections.abc import Iterator
 
 import jaxtyping
-import pytest
 
 PACKAGES = ("service", "training", "models_export")
 # beartype, where an int may be a float, as mypy has it too. A string, because the hook keeps compiled modules by it.
@@ -17,15 +15,3 @@ _loaded = sorted(name for name in sys.modules if name.partition(".")[0] in PACKA
 if _loaded:
     raise RuntimeError(f"imported before the shape checks were on: {', '.join(_loaded)}; no pytest plugin may do that")
 jaxtyping.install_import_hook(PACKAGES, CHECKER)
-
-
-@pytest.fixture
-def shapes_unchecked() -> Iterator[None]:
-    """Turns the shape checks off for one test.
-
-    For tests that trace a model: torch.export compares every size that a check compares, which would fix the
-    number of requests and candidates in the graph.
-    """
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
