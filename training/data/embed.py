@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from training.data.content_encoders import AUTO, Content, ContentEncoder, open_encoder
@@ -294,7 +295,7 @@ def _with_progress(chunks: Iterator[list[ItemRow]], label: str, show: bool) -> I
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns) if show else nullcontext() as progress:
+    with Progress(*columns, console=Console(stderr=True)) if show else nullcontext() as progress:
         task = progress.add_task(label, total=None) if progress else None
         for chunk in chunks:
             yield chunk

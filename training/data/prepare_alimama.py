@@ -24,6 +24,7 @@ from typing import get_args
 
 import numpy as np
 from jaxtyping import Int8, Int64, Shaped
+from rich.console import Console
 from rich.progress import track
 
 from service.contract.requests import RequestBatch
@@ -95,7 +96,7 @@ def prepare_alimama(
         items = Items(ads.ids.astype(str).tolist(), _item_fields(ads), vectors=proxy_vectors(ads, *clicks))
         counts: Counter[str] = Counter()
         with PreparedWriter(out, dataset, items, overwrite) as writer:
-            for path in track(parts, "alimama: requests", disable=not show_progress):
+            for path in track(parts, "alimama: requests", disable=not show_progress, console=Console(stderr=True)):
                 log = read_log_part(logs / path.name) if with_behaviour_log else None
                 _write_part(writer, read_part(path), log, ads, profiles, days, by, counts)
             for name, value in counts.items():
@@ -153,13 +154,15 @@ class _Days:
 
 def _deal(source: Path, folder: Path, with_log: bool, n_parts: int, show: bool) -> tuple[list[Path], Path]:
     """Impressions, and the behaviour log when wanted, in parts by user."""
-    off = not show
+    off, console = not show, Console(stderr=True)
     columns = ("user", "time_stamp", "adgroup_id", "pid", "clk")
-    samples = track(stream_samples(source / "raw_sample.csv"), "alimama: impressions", total=None, disable=off)
+    samples = track(
+        stream_samples(source / "raw_sample.csv"), "alimama: impressions", None, disable=off, console=console
+    )
     parts = deal_by_user(iter(samples), folder / "samples", columns, n_parts)
     logs = folder / "log"
     if with_log:
-        rows = track(stream_log(source / "behavior_log.csv"), "alimama: behaviours", total=None, disable=off)
+        rows = track(stream_log(source / "behavior_log.csv"), "alimama: behaviours", None, disable=off, console=console)
         deal_by_user(iter(rows), logs, ("user", "time_stamp", "btag", "cate"), n_parts)
     return [path for path in parts if len(read_part(path).user)], logs
 

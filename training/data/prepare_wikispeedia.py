@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int8
+from rich.console import Console
 from rich.progress import track
 
 from service.contract.requests import RequestBatch
@@ -86,7 +87,7 @@ def prepare_wikispeedia(
     counts: Counter[str] = Counter()
     with PreparedWriter(out, dataset, _items(graph, vectors), overwrite) as writer:
         requests = requests_of(games, graph.links, behaviour_days, counts)
-        shown = track(requests, "wikispeedia", total=None, disable=not show_progress)
+        shown = track(requests, "wikispeedia", total=None, disable=not show_progress, console=Console(stderr=True))
         for split, some in _groups(_with_split(shown, games, counts)):
             writer.write(split, *_to_batch(some, graph, with_goal))
         for name, value in counts.items():
