@@ -5,6 +5,7 @@ pytest reads this first, before any module of ours is imported; the hook below m
 
 import sys
 
+import hypothesis
 import jaxtyping
 
 PACKAGES = ("service", "training", "models_export")
@@ -15,3 +16,7 @@ _loaded = sorted(name for name in sys.modules if name.partition(".")[0] in PACKA
 if _loaded:
     raise RuntimeError(f"imported before the shape checks were on: {', '.join(_loaded)}; no pytest plugin may do that")
 jaxtyping.install_import_hook(PACKAGES, CHECKER)
+
+# How long an example takes says how busy the machine is; no property of ours is about time.
+hypothesis.settings.register_profile("daian", deadline=None)
+hypothesis.settings.load_profile("daian")
