@@ -63,6 +63,7 @@ class Tour:
         self._data = data
         self._teller = teller
         self._service = Service(bundle.path.parent.parent, port)
+        self._asked = ""  # the query that opens the page on the visitor who was shown
 
     def __enter__(self) -> "Tour":
         return self
@@ -81,6 +82,7 @@ class Tour:
             self._service.start()
             tell(f"{self._service.address} is ready: model {self._bundle.name}@{self._bundle.version}")
             tell(self._service.load_users(_lines(users)))
+            self._asked = "?" + urlencode({"user": visit.row["user"]["user"], "trigger": visit.row["trigger"]})
         with self._teller.step("POST /rank: one page view, explained") as tell, self._client() as client:
             Page(client, visit, encoder, tell).show()
 
@@ -88,7 +90,7 @@ class Tour:
         """Where to go on, with the times it took."""
         print(
             f"\nAll of it took {seconds:.0f} s and is kept under {self._data.parent}: a second demo starts from there."
-            f"\nThe service's own page: {self._service.address}/docs"
+            f"\nThe service's own page, with this visitor: {self._service.address}/docs{self._asked}"
         )
 
     def serve_until_interrupted(self) -> None:
