@@ -23,6 +23,10 @@ def din_paper() -> TrainConfig:
     return TrainConfig(name="din_paper", model=DinConfig())
 
 
+# Adam's steps do not shrink with the gradient: at the ratio that suits Adagrad, clicks pull the intent away from its
+# labels (KL 1.13 -> 1.45 on the simulated shop). At this one it stays, and ranking is as good.
+ADAM_UIM_RATE = 0.01
+
 _SMALL = EmbeddingWidths(id=16, category=8, number=4, age=4)
 
 
@@ -36,6 +40,7 @@ def daian_demo() -> TrainConfig:
         uim_hidden=(64, 32),
         similarity_width=16,
         concat_similarity=True,
+        uim_learning_rate=ADAM_UIM_RATE,
         uim_epochs=2,
         die_epochs=1,
         joint_epochs=3,
@@ -43,9 +48,10 @@ def daian_demo() -> TrainConfig:
     return TrainConfig(
         name="daian_demo",
         model=model,
-        optim=OptimConfig(initial_accumulator=1e-3),
-        data=DataConfig(batch_candidates=2048),
+        optim=OptimConfig(kind="adam", learning_rate=2e-3),
+        data=DataConfig(batch_candidates=1024),
         checkpoint_every=200,
+        content_start=0.1,
     )
 
 
@@ -78,9 +84,10 @@ def daian_wikispeedia() -> TrainConfig:
         top=(128, 64),
         uim_hidden=(128, 64),
         width=64,
+        uim_learning_rate=ADAM_UIM_RATE,
         uim_epochs=3,
         die_epochs=1,
-        joint_epochs=2,
+        joint_epochs=3,
     )
     return replace(din_wikispeedia(), name="daian_wikispeedia", model=model)
 

@@ -142,7 +142,7 @@ def test_adagrad_starts_with_its_accumulator_and_tables_never_decay() -> None:
 
 
 def test_a_fresh_id_does_not_jump() -> None:
-    """Trap T15: with an accumulator of 0 the first touch moves a coordinate by the whole rate, whatever the gradient."""
+    """Trap T15: from an accumulator of 0 a first touch moves a coordinate by the whole rate, whatever the gradient."""
 
     def first_move(initial: float) -> float:
         weight = nn.Parameter(torch.zeros(1))

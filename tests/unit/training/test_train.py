@@ -100,7 +100,7 @@ def test_a_finished_run_is_found_again_and_evaluated_beside_counting(world: Path
 def test_a_folder_of_another_run_is_refused(world: Path, tmp_path: Path) -> None:
     config = replace(din_demo(), model=replace(din_demo().model, max_epochs=1))
     with pytest.raises(KeyboardInterrupt):
-        train(config, world, tmp_path / "run", Silent(dies_after=2))
+        train(config, world, tmp_path / "run", Silent(dies_after=0))
     with pytest.raises(CheckpointError, match="another config"):
         train(replace(config, seed=2), world, tmp_path / "run", Silent())
     with pytest.raises(CheckpointError, match="not finished"):
