@@ -1,6 +1,5 @@
 """The two losses: cross-entropy of clicks and divergence of intent. Called by `training.loop`."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +17,7 @@ def intent_loss(predicted: Float[Tensor, "R S"], label: Float[Tensor, "R S"]) ->
     """Mean over requests of KL(label ‖ predicted), in nats (DAIAN eq. 19).
 
     In this direction: labels hold zeros, the other one would be infinite. One row per request, so long pages weigh no
-    more.
+    more. 0 without a request.
     """
     log_predicted = predicted.clamp_min(SMALLEST_PROBABILITY).log()
-    return torch.nn.functional.kl_div(log_predicted, label, reduction="batchmean")
+    return functional.kl_div(log_predicted, label, reduction="sum") / max(len(label), 1)

@@ -34,6 +34,14 @@ def test_intent_loss_keeps_its_gradient_where_the_prediction_is_almost_zero() ->
     assert z.grad[0, 0].item() == pytest.approx(-1.0, abs=1e-3)
 
 
+def test_a_batch_without_a_label_costs_nothing() -> None:
+    """A shop without vectors, or an unlucky batch: a mean over no request is no reason to stop a training."""
+    z = torch.zeros(0, 6, requires_grad=True)
+    loss = intent_loss(torch.softmax(z, -1), torch.zeros(0, 6))
+    loss.backward()
+    assert loss.item() == 0.0
+
+
 def test_click_loss_is_the_mean_cross_entropy() -> None:
     logits, clicks = torch.randn(50), (torch.rand(50) < 0.3).float()
     expected = log_loss(clicks.numpy(), torch.sigmoid(logits.double()).numpy(), labels=[0, 1])
