@@ -4,7 +4,7 @@ Triggers, requests and behaviours of the impressions of one part, and counts of 
 that pack (user, time). Nothing here reads a file or knows of splits but the border that a request may not cross.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -87,6 +87,24 @@ def request_starts(
     else:  # pages below a click from before midnight belong to two splits
         other = (np.diff(trigger) != 0) | (np.diff((impressions.at_s >= test_from_s).astype(np.int8)) != 0)
     return np.concatenate([[0], np.flatnonzero(other_user | other) + 1])
+
+
+def once_per_request(
+    impressions: Impressions, starts: Int64[np.ndarray, " R"]
+) -> tuple[Impressions, Int64[np.ndarray, " N2"], Int64[np.ndarray, " R"]]:
+    """Each ad once in its request, where it was first shown, clicked if it ever was.
+
+    Below one trigger click lie several pages, and an ad may stand on two of them. Also returns the kept ones' places
+    among `impressions`, and where each request begins now.
+    """
+    request = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(impressions.user))))
+    order = np.lexsort((impressions.ad, request))  # stable: of equal ones the earliest is first
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (np.diff(request[order]) != 0) | (np.diff(impressions.ad[order]) != 0)
+    ever = np.logical_or.reduceat(impressions.clicked[order], np.flatnonzero(is_new))
+    by_place = np.argsort(order[is_new])
+    rows = order[is_new][by_place]
+    return replace(impressions.take(rows), clicked=ever[by_place]), rows, np.searchsorted(rows, starts)
 
 
 def behaviours_before(

@@ -52,6 +52,7 @@ from training.data.alimama_rules import (
     Impressions,
     behaviours_before,
     count_log,
+    once_per_request,
     ranges,
     request_starts,
     triggers,
@@ -91,7 +92,7 @@ def prepare_alimama(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.parts-", dir=out.parent) as folder:
         parts, logs = _deal(source, Path(folder), with_behaviour_log, n_parts, show_progress)
         days = _Days.of(parts, validation_share)
-        clicks = _training_clicks(parts, days.test_from_s)
+        clicks = _training_clicks(parts, days)
         dataset = Dataset("alimama", schema_of(with_behaviour_log), HistoryRules(opening_window_s=TRIGGER_WINDOW_S))
         items = Items(ads.ids.astype(str).tolist(), _item_fields(ads), vectors=proxy_vectors(ads, *clicks))
         counts: Counter[str] = Counter()
@@ -167,11 +168,11 @@ def _deal(source: Path, folder: Path, with_log: bool, n_parts: int, show: bool) 
     return [path for path in parts if len(read_part(path).user)], logs
 
 
-def _training_clicks(parts: list[Path], test_from_s: int) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"]]:
-    """(user, ad) of every click before the test day."""
+def _training_clicks(parts: list[Path], days: _Days) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"]]:
+    """(user, ad) of every click that is neither of the test day nor of the validation."""
     users, ads = [], []
     for part in map(read_part, parts):
-        counted = (part.clicked == 1) & (part.at_s < test_from_s)
+        counted = (part.clicked == 1) & (days.split(part.user, part.at_s) == "train")
         users.append(part.user[counted])
         ads.append(part.ad[counted])
     return np.concatenate(users), np.concatenate(ads)
@@ -199,7 +200,9 @@ def _write_part(
     starts = request_starts(shown, trigger[kept], by, days.test_from_s)
     if not len(starts):
         return
-    requests = _Requests(impressions, shown, trigger[kept], starts, log, ads, profiles, by)
+    shown, rows, starts = once_per_request(shown, starts)
+    counts["impressions_repeated_in_a_request"] += len(kept) - len(rows)
+    requests = _Requests(impressions, shown, trigger[kept][rows], starts, log, ads, profiles, by)
     split = days.split(shown.user[starts], shown.at_s[starts])
     names: tuple[Split, ...] = ("train", "validation", "test")
     for name in names:

@@ -10,7 +10,14 @@ import pytest
 from training.data import alimama_rules
 from training.data.alimama_files import Ads, LogPart, Part, read_ads, read_profiles, stream_samples
 from training.data.alimama_proxy import proxy_vectors, random_directions, spectral_categories
-from training.data.alimama_rules import Impressions, behaviours_before, count_log, request_starts, triggers
+from training.data.alimama_rules import (
+    Impressions,
+    behaviours_before,
+    count_log,
+    once_per_request,
+    request_starts,
+    triggers,
+)
 from training.data.dataset import open_catalogue, open_dataset, split_files
 from training.data.errors import DataError
 from training.data.prepare_alimama import prepare_alimama
@@ -104,6 +111,18 @@ def test_requests_by_time_and_by_trigger_click() -> None:
     assert request_starts(shown, kept, "time", 1000).tolist() == [0, 2, 3]
     assert request_starts(shown, kept, "trigger", 1000).tolist() == [0, 3]
     assert request_starts(shown, kept, "trigger", 15).tolist() == [0, 2, 3], "midnight parts a request"
+
+
+def test_an_ad_shown_on_two_pages_below_a_click_is_one_candidate_clicked_if_it_ever_was() -> None:
+    log = impressions_of((1, 0, 5, 1), (1, 10, 6, 0), (1, 10, 7, 0), (1, 20, 6, 1), (1, 20, 8, 0), (1, 30, 6, 0))
+    trigger = triggers(log)
+    shown, kept = log.take(np.flatnonzero(trigger >= 0)), trigger[trigger >= 0]
+    once, rows, starts = once_per_request(shown, request_starts(shown, kept, "trigger", 1000))
+    assert once.ad.tolist() == [6, 7, 8, 6], "where they were first shown; the last one is below a new click"
+    assert once.at_s.tolist() == [10, 10, 20, 30]
+    assert once.clicked.tolist() == [True, False, False, False]
+    assert rows.tolist() == [0, 1, 3, 4]
+    assert starts.tolist() == [0, 3]
 
 
 def test_log_counts_are_strictly_before_and_of_the_same_user_and_category() -> None:
@@ -229,6 +248,22 @@ def test_popularity_and_vectors_know_nothing_of_the_test_day(tmp_path: Path) -> 
     assert a.popularity.sum() > 0
 
 
+def test_vectors_know_nothing_of_the_validation(tmp_path: Path) -> None:
+    """The clicks that early stopping is judged by are no more a source of vectors than those of the test day."""
+    samples = make_source(tmp_path / "public")
+    prepare_alimama(tmp_path / "public", tmp_path / "a", validation_share=0.5, show_progress=False)
+    held_out = {int(row["user"]["user"]) for row, _ in all_rows(tmp_path / "a", "validation")}  # type: ignore[index]
+    from_s = MIDNIGHT + 6 * 86_400
+    turned = [
+        (u, t, a, p, c, n) if t >= from_s and u in held_out else (u, t, a, p, n, c)  # type: ignore[operator]
+        for u, t, a, p, n, c in samples
+    ]
+    assert turned != samples
+    write_csv(tmp_path / "public" / "raw_sample.csv", SAMPLE_HEADER, turned)
+    prepare_alimama(tmp_path / "public", tmp_path / "b", validation_share=0.5, show_progress=False)
+    assert np.array_equal(open_catalogue(tmp_path / "a").codes, open_catalogue(tmp_path / "b").codes)
+
+
 def test_fields_profiles_and_the_behaviour_log(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "prepared"
     prepare_alimama(source, out, by="trigger", with_behaviour_log=True, show_progress=False)
@@ -240,6 +275,8 @@ def test_fields_profiles_and_the_behaviour_log(source: Path, tmp_path: Path) -> 
     ids = [row["request_id"] for row, _ in rows]
     assert len(set(ids)) == len(ids)
     assert any(len(clicks) > 1 for _, clicks in rows), "a trigger's pages are one request"
+    for row, _ in rows:
+        assert len(set(row["candidates"])) == len(row["candidates"]), "an ad on two pages is one candidate"  # type: ignore[arg-type]
     catalogue = open_catalogue(out)
     row = int(catalogue.rows(["4"])[0])
     assert catalogue.raw(row) | {"price": 6.0} == catalogue.raw(row)
