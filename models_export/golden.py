@@ -4,11 +4,11 @@
 and scores each line again and refuses the bundle when a logit is off by more than the tolerance. A line of
 `golden.jsonl` is `{"case", "request", "logits", "intent"}`; `request` is a row of the contract's `RequestBatch`.
 
-No line is a person's: user, behaviours and page of a line come from three different requests.
+No line is a person's: user, behaviours and page of a line come from three requests by three different people.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,10 @@ def pick(requests: RequestBatch, n: int = N_GOLDEN) -> list[tuple[str, Row]]:
             "golden requests are picked from requests of the data set, and there is none: prepare it again"
         )
     spread = np.linspace(0, requests.n_requests - 1, n).astype(np.int64)
-    longest = int(np.argmax(np.diff(requests.behaviour_offsets)))
     n_candidates = np.diff(requests.candidate_offsets)
     rows = [_mixed(requests, int(r)) for r in spread]
-    behaviours = _moved(requests, longest, rows[0]["requested_at"])
     odd: list[tuple[str, Row]] = [
-        ("longest history", {**rows[0], "behaviours": behaviours}),
+        ("longest history", _with_longest_history(requests)),
         ("most candidates", _mixed(requests, int(np.argmax(n_candidates)))),
         ("fewest candidates", _mixed(requests, int(np.argmin(n_candidates)))),
         ("empty history", {**rows[1 % n], "behaviours": []}),
@@ -74,11 +72,39 @@ def record(model: nn.Module, encoder: Encoder, picked: Sequence[tuple[str, Row]]
     return len(picked)
 
 
-def _mixed(requests: RequestBatch, r: int) -> Row:
-    """The page of request `r` with the behaviours of the next request and the user of the one after."""
-    n = requests.n_requests
-    page, user = requests.take(np.array([r, (r + 2) % n])).to_rows()
-    return {**page, "user": user["user"], "behaviours": _moved(requests, (r + 1) % n, int(requests.requested_at[r]))}
+def _mixed(requests: RequestBatch, page: int, history: int | None = None) -> Row:
+    """The page of one request, the behaviours of another, the user of a third, by three different people.
+
+    In a log the next request is most often by the same user. Where there are not three people, behaviours or user are
+    left out.
+    """
+    person = _people(requests)
+    if history is None:
+        history = _next(person, page, {person[page]})
+    known = {person[page]} if history is None else {person[page], person[history]}
+    user = _next(person, page, known)
+    row = requests.take(np.array([page])).to_rows()[0]
+    row["behaviours"] = [] if history is None else _moved(requests, history, row["requested_at"])
+    row["user"] = {"user": None} if user is None else requests.take(np.array([user])).to_rows()[0]["user"]
+    return row
+
+
+def _with_longest_history(requests: RequestBatch) -> Row:
+    longest = int(np.argmax(np.diff(requests.behaviour_offsets)))
+    person = _people(requests)
+    page = _next(person, longest, {person[longest]})
+    return _mixed(requests, longest) if page is None else _mixed(requests, page, longest)
+
+
+def _people(requests: RequestBatch) -> list[Hashable]:
+    """Who made each request; an anonymous one is by somebody of its own."""
+    return [r if user is None else str(user) for r, user in enumerate(requests.user["user"])]
+
+
+def _next(person: Sequence[Hashable], r: int, known: set[Hashable]) -> int | None:
+    """The first request after `r`, from the start again at the end, that is by nobody of `known`."""
+    n = len(person)
+    return next((i % n for i in range(r + 1, r + n) if person[i % n] not in known), None)
 
 
 def _moved(requests: RequestBatch, r: int, requested_at: Any) -> list[dict[str, Any]]:

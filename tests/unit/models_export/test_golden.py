@@ -1,6 +1,7 @@
 """Golden requests: the odd cases are in, no line is a person's, a model without numbers is not recorded."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def test_no_line_is_a_person_s() -> None:
         page = row["requested_at"] - NOW
         behaviours = (row["requested_at"] - row["behaviours"][0]["at"]) // 60_000 - 1
         assert len({user, page, behaviours}) == 3
+
+
+@pytest.mark.parametrize("n_users", [1, 2, 3, 7])
+def test_pages_in_a_row_by_one_user_are_not_put_together_again(n_users: int) -> None:
+    """Logs stand in the order of time: the next page is most often by the same user."""
+    whole = requests()
+    owner = np.array([f"u{i * n_users // whole.n_requests}" for i in range(whole.n_requests)], object)
+    picked = pick(replace(whole, user={"user": owner}))
+    for case, row in picked:
+        page = owner[row["requested_at"] - NOW]
+        people = [page] if row["user"]["user"] not in owner else [page, row["user"]["user"]]
+        if row["behaviours"]:
+            age = (row["requested_at"] - row["behaviours"][0]["at"]) // 60_000 - 1
+            people.append(owner[age])
+        assert len(set(people)) == len(people), case
+    if n_users > 1:
+        assert any(row["behaviours"] for _, row in picked)
 
 
 def test_lines_hold_what_torch_gives(tmp_path: Path) -> None:
