@@ -3,7 +3,7 @@
 Called by `daian data join`. The request log holds rows of the contract whose candidates are what was shown, in order
 (`DAIAN_REQUEST_LOG` of the service); the click log holds events as they were sent to `POST /events`, one JSON object a
 line: `type`, `user`, `item`, `time` (RFC 3339 or epoch ms), and `request_id` if the client knows it. Two passes over
-the requests; only the clicks are kept in memory.
+the requests; the clicks and the request ids are kept in memory.
 """
 
 import json
@@ -51,8 +51,8 @@ def join_clicks(
     """
     clicks = _read_clicks(click_log)
     last_request_at = 0
-    for _, row in _lines(request_log):
-        last_request_at = max(last_request_at, _requested_at(row))
+    for row in _requests(request_log):
+        last_request_at = max(last_request_at, row["requested_at"])
         _credit(row, clicks, window_s * 1000)
     credited = {(request_id, item) for (_, item, _), (_, request_id) in clicks.credited.items()}
     mature_until = max(last_request_at, clicks.last_at) - window_s * 1000
@@ -92,7 +92,7 @@ def _read_clicks(path: Path) -> _Clicks:
 
 def _credit(row: dict[str, Any], clicks: _Clicks, window_ms: int) -> None:
     """Notes this request at every click that it may have caused, if no newer one is there."""
-    user, at, request_id = row.get("user", {}).get("user"), _requested_at(row), str(row.get("request_id"))
+    user, at, request_id = row.get("user", {}).get("user"), row["requested_at"], row["request_id"]
     for item in row.get("candidates", ()) if user is not None else ():
         times = clicks.by_user.get((user, item), [])
         for click_at in times[bisect_left(times, at) :]:
@@ -102,25 +102,34 @@ def _credit(row: dict[str, Any], clicks: _Clicks, window_ms: int) -> None:
             clicks.credited[key] = max(clicks.credited.get(key, (0, "")), (at, request_id))
 
 
-def _batches(path: Path, mature_until: int, counts: Counter[str]) -> Iterator[RequestBatch]:
+def _requests(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of the request log. Raises DataError naming the line for what is no request, or was logged before."""
     seen: set[str] = set()
-    rows: list[dict[str, Any]] = []
     for number, row in _lines(path):
-        if row.get("request_id") in seen:
+        try:
+            user = RequestBatch.from_rows([row]).user["user"][0]
+        except RequestError as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        if not (user is None or isinstance(user, str)):
+            raise DataError(f"{path}, line {number}: user.user must be a text or null, found {user!r:.80}.")
+        if row["request_id"] in seen:
             raise DataError(
-                f"{path}, line {number}: request {row.get('request_id')!r:.80} was logged before; ids must be unique."
+                f"{path}, line {number}: request {row['request_id']!r:.80} was logged before; ids must be unique."
             )
-        seen.add(str(row.get("request_id")))
-        if _requested_at(row) > mature_until:
+        seen.add(row["request_id"])
+        yield row
+
+
+def _batches(path: Path, mature_until: int, counts: Counter[str]) -> Iterator[RequestBatch]:
+    """The requests that are old enough and showed something; the first pass has checked them."""
+    rows: list[dict[str, Any]] = []
+    for _, row in _lines(path):
+        if row["requested_at"] > mature_until:
             counts["too_new"] += 1
             continue
         if not row.get("candidates"):
             counts["without_candidates"] += 1
             continue
-        try:
-            RequestBatch.from_rows([row])
-        except RequestError as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
         rows.append(row)
         if len(rows) == ROW_GROUP_REQUESTS:
             yield RequestBatch.from_rows(rows)
@@ -145,11 +154,6 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: no such file.") from error
     except ValueError as error:
         raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
-
-
-def _requested_at(row: dict[str, Any]) -> int:
-    at = row.get("requested_at")
-    return at if isinstance(at, int) else 0
 
 
 def _event_time(path: Path, number: int, event: dict[str, Any]) -> int:

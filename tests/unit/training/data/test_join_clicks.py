@@ -94,6 +94,10 @@ def test_histories_and_fields_are_kept_as_logged(tmp_path: Path) -> None:
     [
         ([request(1, 0, "a"), request(1, 1, "a")], [LATER], r"requests.ndjson, line 2: request 'r1' was logged before"),
         ([request(1, 0, "a") | {"trigger": 7}], [LATER], r"requests.ndjson, line 1: .*trigger"),
+        ([request(1, 0, "a"), request(2, 0, "a") | {"user": None}], [LATER], r"requests.ndjson, line 2: .*user"),
+        ([request(1, 0, "a"), request(2, 0) | {"candidates": None}], [LATER], r"line 2: .*candidates"),
+        ([request(1, 0, "a"), request(2, 0, "a") | {"request_id": []}], [LATER], r"line 2: .*request_id"),
+        ([request(1, 0, "a"), request(2, 0, "a") | {"requested_at": "noon"}], [LATER], r"line 2: .*requested_at"),
         ([request(1, 0, "a")], [LATER, {"type": "click", "time": 5}], r"clicks.ndjson, line 2: a click needs item"),
         ([request(1, 0, "a")], [LATER | {"time": "noon"}], r"clicks.ndjson, line 1: time 'noon'"),
         ([request(1, 0, "a")], [LATER | {"time": "2023-11-14T22:13:21"}], r"line 1: time .* with its zone"),
@@ -104,6 +108,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, requests: list[Any], event
     with pytest.raises(DataError, match=message):
         join(tmp_path, requests, events)
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_user_that_is_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"user\.user must be a text"):
+        join(tmp_path, [request(1, 0, "a") | {"user": {"user": ["u"]}}], [LATER])
 
 
 def test_a_torn_line_is_named(tmp_path: Path) -> None:
