@@ -1,8 +1,8 @@
 """Admission and the worker threads: who may be computed, and where.
 
-Called by the routes (enter, before any body is read) and by the ranker (run, one hand-over per request: encoding,
-graphs and ordering stay on one thread). The queue is bounded by predicted wait, not by length, and is looked at twice:
-on entry, and again when a worker takes the job, because a caller that has given up must not cost the next one its turn.
+Called by the routes (check before any body is read, enter once it is in) and by the ranker (run, one hand-over per
+request: encoding, graphs and ordering stay on one thread). The queue is bounded by predicted wait, not by length, and
+is looked at again when a worker takes the job: a caller that has given up must not cost the next one its turn.
 """
 
 import asyncio
@@ -35,18 +35,22 @@ class Admission:
         self._in_flight = 0
         self._service_s = 0.0
 
-    def enter(self, deadline: Deadline) -> None:
-        """Takes a place for one request, which `leave` gives back.
+    def check(self, deadline: Deadline) -> None:
+        """Takes no place: a body that is slow to come must not keep others out.
 
-        Raises Overloaded when those before it would, by the mean time of a ranking, use up its deadline.
+        Raises Overloaded when those before would, by the mean time of a ranking, use up this deadline.
         """
         wait_s = self.predicted_wait_s()
-        if wait_s * SAFETY > SHARE_OF_DEADLINE * deadline.left_s():
+        if wait_s > 0 and wait_s * SAFETY > SHARE_OF_DEADLINE * deadline.left_s():
             self._metrics.shed.labels("overload").inc()
             raise Overloaded(
                 "the queue is longer than this deadline allows: come back later, or allow more time",
                 retry_after_ms=max(100, round(wait_s * 1000)),
             )
+
+    def enter(self, deadline: Deadline) -> None:
+        """Takes a place for one request, which `leave` gives back. Raises as `check` does."""
+        self.check(deadline)
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
 

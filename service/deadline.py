@@ -28,7 +28,3 @@ class Deadline:
     def passed(self) -> bool:
         """True once nothing is left."""
         return self.left_s() <= 0
-
-    def sooner(self, budget_ms: float, since_s: float) -> "Deadline":
-        """The nearer of this deadline and the one `budget_ms` after `since_s` (a moment on the same clock)."""
-        return Deadline(min(self.at_s, since_s + budget_ms / 1000), self.clock)

@@ -5,7 +5,7 @@ reads the wall clock. Probes are `async` and ask nobody: no dependency decides o
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from fastapi import APIRouter
@@ -77,16 +77,17 @@ async def rank(exchange: Exchange) -> Response:
     exchange.variant = "live"
     exchange.headers["Daian-Model"] = f"{quote(runtime.label, safe='@._-')};variant=live"
     with timer.stage("admit"):
-        deadline = Deadline.after_ms(_header_deadline_ms(exchange))
+        header_ms = exchange.number_header("x-timeout-ms")
+        parts.admission.check(_deadline(arrived_s, (header_ms,), parts.settings))
+    body, _ = await read_body(exchange.request, parts.settings.max_body_bytes, (JSON, FORM))
+    with timer.stage("parse"):
+        asked = parse(RankRequest, body)
+        question = question_of(asked, exchange, runtime, requested_at)
+        exchange.request_id = question.request_id
+    with timer.stage("admit"):
+        deadline = _deadline(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
         parts.admission.enter(deadline)
     try:
-        body, _ = await read_body(exchange.request, parts.settings.max_body_bytes, (JSON, FORM))
-        with timer.stage("parse"):
-            asked = parse(RankRequest, body)
-            question = question_of(asked, exchange, runtime, requested_at)
-            exchange.request_id = question.request_id
-        if asked.deadline_ms is not None:
-            deadline = deadline.sooner(asked.deadline_ms, arrived_s)
         ranking = await runtime.ranker.rank(question, deadline, timer)
     finally:
         parts.admission.leave()
@@ -94,11 +95,11 @@ async def rank(exchange: Exchange) -> Response:
     return exchange.answer(rank_answer(ranking, question, runtime, timer.rounded()))
 
 
-def _header_deadline_ms(exchange: Exchange) -> float:
-    """The caller's X-Timeout-Ms, known before the body is read, within our own limit."""
-    settings = exchange.parts.settings
-    given = exchange.number_header("x-timeout-ms")
-    return min(given or settings.deadline_ms, settings.max_deadline_ms)
+def _deadline(arrived_s: float, asked_ms: Sequence[float | None], settings: Settings) -> Deadline:
+    """From arrival on: the smallest that was asked for, else the setting's, within our own limit."""
+    given = [budget_ms for budget_ms in asked_ms if budget_ms is not None]
+    budget_ms = min([*(given or [settings.deadline_ms]), settings.max_deadline_ms])
+    return Deadline(arrived_s + budget_ms / 1000)
 
 
 def question_of(asked: RankRequest, exchange: Exchange, runtime: Runtime, requested_at: int) -> Question:

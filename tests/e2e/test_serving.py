@@ -218,6 +218,16 @@ def test_b9_one_address_may_not_take_all_connections(bundle: Bundle, tmp_path: P
         assert found.client.get("/livez").status_code == 200
 
 
+def test_b9_bodies_that_never_come_keep_nobody_out(served: Served) -> None:
+    address = (served.client.base_url.host, served.client.base_url.port or 80)
+    with ExitStack() as stack:
+        for _ in range(200):
+            stalled = stack.enter_context(socket.create_connection(address, timeout=3))
+            stalled.sendall(HEAD + b"content-length: 50\r\n\r\n{")
+        time.sleep(0.2)
+        assert {served.rank(trigger="i0").status_code for _ in range(20)} == {200}
+
+
 def test_b14_two_ways_of_framing_one_body_are_refused(served: Served) -> None:
     smuggled = HEAD + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"
     assert raw(served, smuggled).startswith(b"HTTP/1.1 400 ")

@@ -34,6 +34,13 @@ def test_a_queue_longer_than_the_deadline_allows_is_refused_with_a_time_to_come_
     admission.enter(Deadline.after_ms(1000))  # more patience, same queue
 
 
+def test_looking_takes_no_place() -> None:
+    admission = make(service_s=0.05)
+    for _ in range(50):
+        admission.check(Deadline.after_ms(100))
+    assert admission.predicted_wait_s() == 0.0
+
+
 def test_places_are_given_back() -> None:
     admission = make(service_s=0.05)
     for _ in range(50):

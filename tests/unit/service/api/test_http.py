@@ -4,7 +4,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from fastapi import FastAPI
 from service.api import bodies
 from service.app import create_app, running
 from service.contract.bundle import Bundle
+from service.deadline import Deadline
+from service.errors import Overloaded
 from service.settings import Settings
 
 CANARY = "canary-7f3"
@@ -30,13 +33,25 @@ class Client:
     def __call__(self, method: str, path: str, **rest: Any) -> httpx.Response:
         return self._loop.run_until_complete(self._client.request(method, path, **rest))
 
+    def catch_up(self) -> None:
+        """The loop stands still between calls, which its heartbeat takes for a stuck loop until it has beaten again."""
+        self._loop.run_until_complete(asyncio.sleep(0.3))
+
     def rank(self, **body: Any) -> httpx.Response:
         return self("POST", "/v1/rank", json=body)
 
 
 @pytest.fixture(scope="module")
 def call(bundle: Bundle) -> Iterator[Client]:
-    app = create_app(Settings(bundle_root=bundle.path, max_candidates=600, max_body_bytes=20_000, deadline_ms=2000))
+    with opened(
+        Settings(bundle_root=bundle.path, max_candidates=600, max_body_bytes=20_000, deadline_ms=2000)
+    ) as client:
+        yield client
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Client]:
+    app = create_app(settings)
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         parts = running(app.state.parts)
@@ -213,6 +228,40 @@ def test_a_deadline_header_that_is_no_number_is_refused(call: Client, value: str
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
+@pytest.mark.parametrize(
+    ("header", "body", "expected_ms"),
+    [({}, {}, 50), ({}, {"deadline_ms": 900}, 900), ({}, {"deadline_ms": 20}, 20),
+     ({"x-timeout-ms": "700"}, {}, 700), ({"x-timeout-ms": "700"}, {"deadline_ms": 900}, 700),
+     ({"x-timeout-ms": "900"}, {"deadline_ms": 700}, 700), ({"x-timeout-ms": "5000"}, {}, 1000)],
+)  # fmt: skip
+def test_the_deadline_is_the_smaller_of_what_was_asked_for_else_the_setting(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, header: dict[str, str], body: dict[str, int], expected_ms: int
+) -> None:
+    left_ms: list[float] = []
+
+    async def refuse(_: object, deadline: Deadline, __: object) -> None:
+        left_ms.append(deadline.left_s() * 1000)
+        raise Overloaded("enough seen")
+
+    with opened(Settings(bundle_root=bundle.path, deadline_ms=50, max_deadline_ms=1000)) as client:
+        monkeypatch.setattr(client.app.state.parts.switch.live.ranker, "rank", refuse)
+        client("POST", "/v1/rank", json={"trigger": "i0", **body}, headers=header)
+    assert expected_ms - 100 < left_ms[0] <= expected_ms
+
+
+def test_b9_a_body_that_is_slow_to_come_holds_no_place_in_the_queue(call: Client) -> None:
+    admission, seen = call.app.state.parts.admission, []
+
+    async def dripping() -> AsyncIterator[bytes]:
+        for part in (b'{"trigger"', b': "i0"}'):
+            seen.append(admission._in_flight)
+            yield part
+
+    answer = call("POST", "/v1/rank", content=dripping(), headers={"content-type": "application/json"})
+    assert (answer.status_code, seen) == (200, [0, 0])
+    assert admission._in_flight == 0
+
+
 def test_a_bug_is_a_500_that_says_nothing_but_its_id(
     call: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,6 +291,7 @@ def test_overload_is_a_503_before_any_json_work(call: Client) -> None:
 
 
 def test_probes_models_and_limits(call: Client) -> None:
+    call.catch_up()
     for path in ("/livez", "/v2/health/live", "/readyz", "/v2/health/ready"):
         assert call("GET", path).status_code == 200
     version = call("GET", "/v1/models").json()["models"][0]["versions"][0]
