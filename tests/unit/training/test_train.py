@@ -14,7 +14,7 @@ from training.data.dataset import open_catalogue
 from training.data.synthetic import World, simulate
 from training.evaluate import as_table, evaluate
 from training.models import MODELS
-from training.recipes import daian_demo, din_demo
+from training.recipes import RECIPES, daian_demo, din_demo, recipe
 from training.train import train
 
 SMALL_WORLD = World(n_requests=500, n_users=80, n_items=100, seed=5)
@@ -128,8 +128,8 @@ def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: Path, name: str) -> None:
-    known = {"din": din_demo(), "daian": daian_demo()}
-    config = known.get(name) or replace(din_demo(), name=name, model=MODELS[name].config())
+    assert f"{name}_demo" in RECIPES, f"add a recipe {name}_demo: small, quick, and better than popularity"
+    config = recipe(f"{name}_demo")
     train(config, larger_world, tmp_path / "run", Silent())
     table = evaluate(tmp_path / "run", larger_world, "test")
     assert table[config.name]["gauc_request"] > table["click_rate"]["gauc_request"] + 0.02
