@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import orjson
 from starlette.requests import Request
@@ -81,7 +82,7 @@ def problem_response(error: BaseException, request: Request, request_id: str) ->
     """Any error as problem+json, with Retry-After where a second try is worth it."""
     problem = problem_of(error, request.url.path if verdict_of(error).status != 404 else "", request_id)
     response = Response(orjson.dumps(problem), verdict_of(error).status, media_type=PROBLEM)
-    response.headers["X-Request-Id"] = request_id
+    response.headers["X-Request-Id"] = _header_text(request_id)
     response.headers["Cache-Control"] = "no-store"
     wait_ms = retry_after_ms_of(error)
     if wait_ms is not None:
@@ -95,6 +96,11 @@ def header_request_id(request: Request) -> str:
     """The caller's X-Request-Id when it is plain text of a sane length, else a new one."""
     found = request.headers.get("x-request-id", "")
     return found if _REQUEST_ID.fullmatch(found) else new_request_id()
+
+
+def _header_text(request_id: str) -> str:
+    """The id as a header can hold it: a body may name any id, a header only plain text; the rest is percent-encoded."""
+    return request_id if _REQUEST_ID.fullmatch(request_id) else quote(request_id, safe="")
 
 
 def new_request_id() -> str:
@@ -115,7 +121,7 @@ def _note(error: BaseException, exchange: Exchange) -> None:
 
 def _finished(exchange: Exchange, response: Response) -> Response:
     """Headers, metrics and the log line; the same for success and failure."""
-    headers = {"X-Request-Id": exchange.request_id, "Cache-Control": "no-store"}
+    headers = {"X-Request-Id": _header_text(exchange.request_id), "Cache-Control": "no-store"}
     headers["Server-Timing"] = exchange.timer.header()
     for name, value in {**headers, **exchange.headers}.items():
         response.headers[name] = value

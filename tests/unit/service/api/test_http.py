@@ -90,6 +90,15 @@ def test_request_ids_are_kept_and_the_body_wins(call: Client) -> None:
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "from-body"
 
 
+@pytest.mark.parametrize(
+    ("given", "header"), [("日本", "%E6%97%A5%E6%9C%AC"), ("a b", "a%20b"), ("é", "%C3%A9"), ("a/b%", "a/b%")]
+)
+def test_a_request_id_that_no_header_can_hold_is_percent_encoded_there(call: Client, given: str, header: str) -> None:
+    answer = call.rank(trigger="i0", top_k=1, request_id=given)
+    assert (answer.status_code, answer.json()["request_id"]) == (200, given)
+    assert answer.headers["x-request-id"] == header
+
+
 def test_degraded_answers_say_so_in_body_and_header(call: Client) -> None:
     answer = call.rank(user="u1", trigger="never seen", candidates=["also unknown"])
     assert answer.json()["degraded"] == ["trigger_unknown", "candidates_unknown"]
