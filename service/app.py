@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.admission import Admission
-from service.api.exchange import header_request_id, problem_response
+from service.api.exchange import Exchange, endpoint
 from service.api.openapi import with_components
 from service.api.parts import Health, Parts
 from service.api.routes import router
@@ -205,15 +205,17 @@ async def _heartbeat(parts: Parts) -> None:
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    """What Starlette refuses before a route is found: 404, 405 and the like, as problem+json."""
+    """What Starlette refuses before a route is found: 404, 405 and the like, as every other error is answered."""
     assert isinstance(error, HTTPException)
     known = {
         404: NotFound("no such path: GET /openapi.json lists all"),
         405: MethodNotAllowed("this path takes another method: see the Allow header"),
     }
-    response = problem_response(
-        known.get(error.status_code, BadRequest("this request cannot be routed")), request, header_request_id(request)
-    )
+
+    async def refuse(_: Exchange) -> Response:
+        raise known.get(error.status_code, BadRequest("this request cannot be routed"))
+
+    response = await endpoint("none", refuse, request.app.state.parts)(request)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response

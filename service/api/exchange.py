@@ -80,7 +80,7 @@ def endpoint(route: str, handler: Handler, parts: Parts) -> Callable[[Request], 
 
 def problem_response(error: BaseException, request: Request, request_id: str) -> Response:
     """Any error as problem+json, with Retry-After where a second try is worth it."""
-    problem = problem_of(error, request.url.path if verdict_of(error).status != 404 else "", request_id)
+    problem = problem_of(error, request.url.path if verdict_of(error).status not in (404, 405) else "", request_id)
     response = Response(orjson.dumps(problem), verdict_of(error).status, media_type=PROBLEM)
     response.headers["X-Request-Id"] = _header_text(request_id)
     response.headers["Cache-Control"] = "no-store"

@@ -220,7 +220,8 @@ def test_curl_without_a_media_type_may_rank_but_not_store(call: Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [("GET", f"/{CANARY}", 404, "not_found"), ("GET", "/v1/rank", 405, "method_not_allowed"),
-     ("GET", f"/v1/models/daian/versions/{CANARY}", 404, "not_found")],
+     ("GET", f"/v1/models/daian/versions/{CANARY}", 404, "not_found"),
+     ("DELETE", f"/v1/models/daian/versions/{CANARY}", 405, "method_not_allowed")],
 )  # fmt: skip
 def test_unknown_paths_and_methods_are_problems_too(
     call: Client, method: str, path: str, status: int, code: str
@@ -228,7 +229,18 @@ def test_unknown_paths_and_methods_are_problems_too(
     answer = call(method, path)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert CANARY not in answer.text
-    assert status != 405 or answer.headers["allow"] == "POST"
+    assert status != 405 or answer.headers["allow"] in ("GET", "POST")
+    assert "server-timing" in answer.headers
+
+
+def test_what_has_no_route_is_counted_and_told_to_leave_while_draining(call: Client) -> None:
+    health = call.app.state.parts.health
+    health.draining = True
+    try:
+        assert call("GET", f"/{CANARY}").headers["connection"] == "close"
+    finally:
+        health.draining = False
+    assert 'daian_requests_total{route="none",status="404"' in call("GET", "/metrics").text
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
