@@ -2,8 +2,9 @@
 
 Called by the command line, and by whoever wants to be sure before a long run. It reads every request once, changes
 nothing, and lists every problem it found: damaged, empty or foreign files, behaviours that are not before their
-request, repeated requests or candidates, splits that are not one after the other in time, and single fields that tell
-the clicks (`leakage`). Unknown rates and shifts of the later days are reported, not judged.
+request, repeated requests or candidates, splits that are not one after the other in time (a validation may be parted
+from the training by users instead), and single fields that tell the clicks (`leakage`). Unknown rates and shifts of the
+later days are reported, not judged.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from jaxtyping import Int8, Int64, UInt64
@@ -107,13 +109,31 @@ def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool)
             )
             n_requests += batch.n_requests
         check.n_requests[split] = n_requests
-        if first_at <= latest:
+        if first_at <= latest and (split != "validation" or _shares_users(folder, first_at)):
             check.problems.append(
                 f"{folder / split}: begins at {first_at} ms, but the split before it ends at {latest} ms; split by time"
             )
         latest = max(latest, last_at)
     _find_repeated(np.concatenate(hashes), check)
     return counts
+
+
+def _shares_users(folder: Path, from_at: int) -> bool:
+    """Whether anybody has requests in the validation and, in its time, in the training too; the unknown may be anybody.
+
+    A validation by users who are not trained on at the time (`prepare alimama`) has nothing of its own future in it.
+    """
+    trained, judged = _users(folder / "train", from_at), _users(folder / "validation", from_at)
+    return None in trained | judged or not trained.isdisjoint(judged)
+
+
+def _users(folder: Path, from_at: int) -> set[str | None]:
+    """Who has requests from this time on."""
+    found: set[str | None] = set()
+    for path in request_files(folder):
+        table = pq.read_table(path, columns=["user.user", "requested_at"], page_checksum_verification=True)
+        found |= set(table.filter(pc.field("requested_at") >= from_at).column("user.user").unique().to_pylist())
+    return found
 
 
 def _row_groups(folder: Path, show: bool) -> Iterator[tuple[Path, int, RequestBatch, Int8[np.ndarray, " N"]]]:

@@ -1,5 +1,6 @@
 """`data check`: each planted fault is found; the alarm for leaked labels rings for those, and not for honest data."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,27 @@ def test_repeated_and_missing_candidates_are_named(tmp_path: Path) -> None:
     problems = "\n".join(checked(tmp_path / "d").problems)
     assert "row 4, column candidate: an item twice" in problems
     assert "row 5, column candidate: no candidates" in problems
+
+
+def with_validation_by(folder: Path, **users: list[str | None]) -> Path:
+    """Training and validation at the same times, by the users of `train` and of `validation`, in turns."""
+    dataset = Dataset("by user", SCHEMA, HistoryRules(), similarity_range=(0.0, 1.0))
+    with PreparedWriter(folder, dataset, small_items()) as writer:
+        for number, split in enumerate(("train", "validation")):
+            batch, clicks = random_requests(50, seed=number)
+            names = np.resize(np.array(users[split], object), batch.n_requests)
+            writer.write(split, replace(batch, user={**batch.user, "user": names}), clicks)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_validation_of_other_users_may_lie_in_the_time_of_the_training(tmp_path: Path) -> None:
+    assert checked(with_validation_by(tmp_path / "d", train=["a", "b"], validation=["c", "d"])).problems == []
+
+
+@pytest.mark.parametrize("validation", [["c", "b"], ["c", None]], ids=["a user of both", "nobody knows who"])
+def test_a_validation_of_the_same_users_may_not(tmp_path: Path, validation: list[str | None]) -> None:
+    found = checked(with_validation_by(tmp_path / "d", train=["a", "b", None], validation=validation))
+    assert any("split by time" in problem for problem in found.problems)
 
 
 def test_splits_must_follow_each_other(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from training.data.alimama_rules import (
     request_starts,
     triggers,
 )
+from training.data.check_requests import check_requests
 from training.data.dataset import open_catalogue, open_dataset, split_files
 from training.data.errors import DataError
 from training.data.prepare_alimama import prepare_alimama
@@ -218,6 +219,7 @@ def test_every_request_is_as_the_rules_say(tmp_path: Path, n_parts: int) -> None
     assert "multimodal" in dataset.report["deviation"]
     assert dataset.rules.opening_window_s == 4 * HOUR, "the rules drop the trigger's click"
     assert not list(tmp_path.glob(".prepared.parts*")), "the parts on disk are removed"
+    assert check_requests(out, show_progress=False).problems == []
 
 
 def test_seven_days_train_one_day_tests_and_some_users_validate(source: Path, tmp_path: Path) -> None:
