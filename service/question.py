@@ -5,6 +5,7 @@ and the candidates become a request row: the row that is encoded now is the row 
 Never here: tensors, HTTP, stores.
 """
 
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ def _as_kind(kind: str, value: object) -> Value:
     if kind != "number":
         return value if isinstance(value, str) else str(value)
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None  # JSON has no infinity: the log would keep another row
