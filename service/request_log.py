@@ -57,11 +57,13 @@ class RequestLog:
 
     def _write(self, path: Path) -> None:
         while (row := self._rows.get()) is not None:
+            rows = [row, *self._waiting()]
             try:
-                _append_whole_lines(path, [row, *self._waiting()])
-            except OSError as error:
-                self._dropped.inc()
-                _log.error("request log cannot be written", extra={"fields": {"reason": error.strerror}})
+                _append_whole_lines(path, rows)
+            except Exception as error:  # noqa: BLE001  (a dead writer would fill the queue and hold up the stop)
+                self._dropped.inc(len(rows))
+                reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+                _log.error("request log cannot be written", extra={"fields": {"reason": reason}})
 
     def _waiting(self) -> list[_Row]:
         """Rows that came in the meantime, so that a burst costs few writes; the end mark goes back to its place."""
