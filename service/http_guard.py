@@ -96,8 +96,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """A new message: its headers are counted from here."""
+        """A new message, maybe behind another in the same bytes: its headers and its time are counted from here."""
         self._in_headers = True
+        self._expect_message()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

@@ -191,7 +191,8 @@ def test_b10_a_large_body_behind_small_headers_is_no_header(served: Served) -> N
 
 def test_b9_a_socket_that_says_nothing_or_half_is_closed(bundle: Bundle, tmp_path: Path) -> None:
     with serving(bundle, tmp_path, DAIAN_RECEIVE_TIMEOUT_S="0.5") as found:
-        for parts in ([], [HEAD], [HEAD + b"content-length: 10\r\n\r\n", b"{"]):
+        half_behind_a_whole = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" + HEAD
+        for parts in ([], [HEAD], [HEAD + b"content-length: 10\r\n\r\n", b"{"], [half_behind_a_whole]):
             started_s = time.monotonic()
             raw(found, *parts)
             assert time.monotonic() - started_s < 2.5
