@@ -15,9 +15,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 STAGES = ("admit", "parse", "behaviours", "encode", "request_graph", "recall", "candidate_graph", "order", "respond")
 BUCKETS_S = tuple(ms / 1000 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 250, 500, 1000, 2500))
@@ -156,14 +160,24 @@ class JsonLines(logging.Formatter):
             line.update(fields)
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
-            line["where"] = _where(record)
+            line["where"] = _where(record.exc_info[2])
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def _where(record: logging.LogRecord) -> list[str]:
+class TextLines(logging.Formatter):
+    """The same for people: one line a record, fields at its end."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s %(fields)s", defaults={"fields": ""})
+
+    def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802  (logging's name)
+        """Class and frames, in place of a traceback that ends in the message."""
+        return f"{ei[0].__name__} at {' '.join(_where(ei[2]))}" if ei[0] else ""
+
+
+def _where(trace: TracebackType | None) -> list[str]:
     """The frames of an exception without its message: a message may hold ids."""
     frames = []
-    trace = record.exc_info[2] if record.exc_info else None
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")
@@ -174,8 +188,7 @@ def _where(record: logging.LogRecord) -> list[str]:
 def configure_logging(level: str, style: str) -> None:
     """Sends every log line of the process to stdout, as JSON lines or as text."""
     handler = logging.StreamHandler(sys.stdout)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s %(fields)s", defaults={"fields": ""})
-    handler.setFormatter(JsonLines() if style == "json" else text)
+    handler.setFormatter(JsonLines() if style == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
