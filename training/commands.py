@@ -50,7 +50,9 @@ def run_training(recipe: str, data: Path, out: Path) -> dict[str, float]:
     with RunProgress(out) as progress:
         numbers = train_run(config, data, out, progress, export_check())
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        progress.console.print(f"{config.name} trained into {out}\nvalidation: {shown}", highlight=False)
+        progress.console.print(
+            f"{config.name} trained into {out}\nvalidation: {shown}", highlight=False, soft_wrap=True
+        )
     return numbers
 
 

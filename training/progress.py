@@ -57,4 +57,5 @@ class RunProgress:
         self.console.print(
             f"{stage}: step {step:,}, loss {self._loss:.4f}, {self._rate:,.0f} samples/s | validation {shown}",
             highlight=False,
+            soft_wrap=True,
         )

@@ -49,7 +49,7 @@ def daian_demo() -> TrainConfig:
         name="daian_demo",
         model=model,
         optim=OptimConfig(kind="adam", learning_rate=2e-3),
-        data=DataConfig(batch_candidates=1024),
+        data=DataConfig(batch_candidates=512),
         checkpoint_every=200,
         content_start=0.1,
     )
