@@ -96,17 +96,20 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def save_run_start(folder: Path, config: TrainConfig, encoder: Encoder) -> None:
-    """Config and encoder, before the first step. Raises CheckpointError when the folder belongs to another run."""
+def save_run_start(folder: Path, config: TrainConfig, encoder: Encoder, data_sha256: str) -> None:
+    """Config, encoder and which data, before the first step. Raises CheckpointError for a folder of another run."""
     path = folder / "config.json"
-    content = json.dumps({**to_dict(config), "fingerprint": encoder.fingerprint}, indent=1, sort_keys=True)
+    content = {**to_dict(config), "fingerprint": encoder.fingerprint, "data_sha256": data_sha256}
+    text = json.dumps(content, indent=1, sort_keys=True)
     if path.exists():
-        if path.read_text(encoding="utf-8") != content:
-            raise CheckpointError(f"{folder} holds a run of another config or encoder; choose another folder")
+        found = {"data_sha256": data_sha256, **json.loads(path.read_text(encoding="utf-8"))}  # older runs lack it
+        if found != json.loads(text):
+            what = "other data" if found["data_sha256"] != data_sha256 else "another config or encoder"
+            raise CheckpointError(f"{folder} holds a run of {what}; choose another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
     encoder.save(folder / "encoder")
-    write_whole(path, content.encode())
+    write_whole(path, text.encode())
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
@@ -121,6 +124,7 @@ def read_config(folder: Path) -> tuple[TrainConfig, str]:
         raise CheckpointError(f"{folder}: no config.json; train a run with `daian train`")
     values = json.loads(path.read_text(encoding="utf-8"))
     fingerprint = values.pop("fingerprint")
+    values.pop("data_sha256", None)
     return from_dict(values), fingerprint
 
 

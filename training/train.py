@@ -19,7 +19,7 @@ from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_sta
 from training.config import TrainConfig
 from training.content_start import start_from_content
 from training.data.batches import Batches, BatchPlan, Position
-from training.data.dataset import Split, open_catalogue, split_files
+from training.data.dataset import Split, dataset_sha256, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
@@ -49,7 +49,7 @@ def train(
     model = build_model(config.model, encoder.sizes)
     if config.content_start:
         start_from_content(model, encoder, config.content_start)
-    save_run_start(run_folder, config, encoder)
+    save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
     validation = evaluation_batches(data_folder, "validation", encoder, config)
     _fit_all(model, config, data_folder, run_folder, encoder, validation, recorder)
     save_weights(run_folder, model)

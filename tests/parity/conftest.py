@@ -34,7 +34,7 @@ def run(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.recipes import din_demo
 
     folder = tmp_path_factory.mktemp("runs") / "din"
-    save_run_start(folder, din_demo(), encoder)
+    save_run_start(folder, din_demo(), encoder, data_sha256="")
     torch.manual_seed(3)
     model = build_model(din_demo().model, encoder.sizes)
     save_weights(folder, with_large_weights(model))

@@ -8,6 +8,7 @@
 complete or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'s.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,11 @@ def open_dataset(folder: Path) -> Dataset:
         windows={split: (window[0], window[1]) for split, window in saved["windows"].items()},
         report=saved["report"],
     )
+
+
+def dataset_sha256(folder: Path) -> str:
+    """Which data this is: the hash of dataset.json, whose report and windows differ where requests do."""
+    return hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
 
 
 def open_catalogue(folder: Path) -> Catalogue:

@@ -1,5 +1,6 @@
 """Checkpoints that survive a crash, a flipped bit and a stranger's folder."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,17 @@ import pytest
 import torch
 
 from training import checkpoint
-from training.checkpoint import CheckpointError, latest_checkpoint, load_tensors, save_checkpoint, save_tensors
+from training.checkpoint import (
+    CheckpointError,
+    latest_checkpoint,
+    load_tensors,
+    read_config,
+    save_checkpoint,
+    save_tensors,
+)
+from training.data.synthetic import World, simulate
+from training.recipes import din_demo
+from training.train import train
 
 
 def content(step: int) -> dict[str, object]:
@@ -78,3 +89,39 @@ def test_written_in_place_the_same_crash_would_lose_it(tmp_path: Path, monkeypat
         save_tensors(path, content(2))
     with pytest.raises(CheckpointError):
         load_tensors(path)
+
+
+class Stops:
+    """A recorder in the place of a killed process: the first step is the last."""
+
+    def step(self, *_given: object) -> None:
+        """Stops the run."""
+        raise KeyboardInterrupt
+
+    def validation(self, *_given: object) -> None:
+        """Never reached."""
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    """Two shops with the same fields: the vocabulary of one would quietly be trained on the other."""
+    for seed in (1, 2):
+        simulate(tmp_path / f"shop-{seed}", World(n_requests=200, n_users=30, n_items=60, seed=seed))
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(din_demo(), tmp_path / "shop-1", run, Stops())
+    with pytest.raises(CheckpointError, match="other data"):
+        train(din_demo(), tmp_path / "shop-2", run, Stops())
+    with pytest.raises(KeyboardInterrupt):
+        train(din_demo(), tmp_path / "shop-1", run, Stops())
+
+
+def test_a_run_folder_from_before_data_was_noted_still_opens(tmp_path: Path) -> None:
+    simulate(tmp_path / "shop", World(n_requests=200, n_users=30, n_items=60, seed=1))
+    run = tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(din_demo(), tmp_path / "shop", run, Stops())
+        found = json.loads((run / "config.json").read_text())
+        found.pop("data_sha256", None)
+        (run / "config.json").write_text(json.dumps(found))
+    assert read_config(run)[0] == din_demo()
