@@ -8,6 +8,7 @@ starting.
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -27,13 +28,14 @@ from service.api.openapi import with_components
 from service.api.parts import Health, Parts
 from service.api.routes import router
 from service.contract.errors import BundleError
+from service.contract.rules import HistoryRules
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.redis_client import StoreSettings
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
 from service.runtime import RuntimeSwitch, Shared, bundle_to_open, open_runtime
-from service.settings import Settings, read_settings
+from service.settings import Settings, read_settings, variable
 from service.user_store import MemoryUserStore, RedisUserStore, UserStore
 
 HEARTBEAT_S = 0.1
@@ -171,8 +173,20 @@ def load_bundle(parts: Parts) -> None:
             f"{path} is not a bundle of {settings.bundle_name!r}: set DAIAN_BUNDLE_NAME, or promote another"
         )
     runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time())
+    _check_kept(runtime.encoder.rules, settings)
     parts.switch.replace(runtime)
     _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+
+def _check_kept(rules: HistoryRules, settings: Settings) -> None:
+    """A store that keeps less than the history the network was trained on would change tensors without a word."""
+    days = math.ceil(max(rules.window_s, rules.related_window_s) / 86_400)
+    wanted = {"behaviours_keep": rules.max_length, "behaviours_window_days": days}
+    short = [
+        f"{variable(name)} to {least} or more" for name, least in wanted.items() if getattr(settings, name) < least
+    ]
+    if short:
+        raise BundleError(f"the bundle's history rules want more than the store keeps: set {' and '.join(short)}")
 
 
 def drain_on_sigterm(health: Health, drain_s: float) -> None:

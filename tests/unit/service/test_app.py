@@ -23,3 +23,17 @@ def test_without_it_nothing_is_live_and_the_setting_is_named(
     with pytest.raises(BundleError, match=message):
         load_bundle(parts)
     assert not parts.switch.is_loaded
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"behaviours_keep": 49}, "DAIAN_BEHAVIOURS_KEEP to 50"),
+     ({"behaviours_window_days": 13}, "DAIAN_BEHAVIOURS_WINDOW_DAYS to 14")],
+)  # fmt: skip
+def test_a_store_that_keeps_less_than_the_history_rules_want_is_refused(
+    bundle: Bundle, settings: dict[str, int], message: str
+) -> None:
+    parts = make_parts(Settings(bundle_root=bundle.path, **settings))  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match=message):
+        load_bundle(parts)
+    assert not parts.switch.is_loaded
