@@ -37,9 +37,9 @@ def read_log_items(
             health.add(f"items.{name}", column)
             values += column.to_pylist()
         if "vector" in mapping.items.roles:
-            vectors.append(_vectors_of(rows, mapping.items.roles["vector"]))
+            vectors.append(_vectors_of(rows, mapping.items.roles["vector"], _width(vectors)))
     if "vector" in mapping.items.roles:
-        return Items(ids, columns, _same_width(vectors))
+        return Items(ids, columns, _joined(vectors))
     folder = mapping.vectors or _encoded(mapping, out, encoder, show_progress)
     return Items(ids, columns, None if folder is None else _aligned(folder, ids))
 
@@ -55,13 +55,18 @@ def _new_ids(rows: Rows, column: str, seen: set[str]) -> list[str]:
     return list(ids)
 
 
-def _vectors_of(rows: Rows, column: str) -> Float32[np.ndarray, "m D"]:
-    """A row of zeros where the item has no vector."""
+def _width(parts: list[Float32[np.ndarray, "_ _"]]) -> int:
+    """How many numbers the vectors have; 0 while none was seen."""
+    return max((part.shape[1] for part in parts), default=0)
+
+
+def _vectors_of(rows: Rows, column: str, width: int) -> Float32[np.ndarray, "m D"]:
+    """A row of zeros where the item has no vector. `width`: that of the vectors before, 0 without any."""
     lists = rows.columns["vector"]
     lists = lists.cast(pa.list_(pa.float32()))
     lengths = np.diff(lists.offsets.to_numpy())
     present = lists.is_valid().to_numpy(zero_copy_only=False) & (lengths > 0)
-    width = int(lengths[present][0]) if present.any() else 0
+    width = width or (int(lengths[present][0]) if present.any() else 0)
     wrong = np.flatnonzero(present & (lengths != width))
     if len(wrong):
         raise rows.refuse(int(wrong[0]), column, f"{lengths[wrong[0]]} numbers, the others have {width}.")
@@ -73,11 +78,9 @@ def _vectors_of(rows: Rows, column: str) -> Float32[np.ndarray, "m D"]:
     return normalise(filled)
 
 
-def _same_width(parts: list[Float32[np.ndarray, "m D"]]) -> Float32[np.ndarray, "M D"]:
-    widths = {part.shape[1] for part in parts if part.shape[1]}
-    if len(widths) > 1:
-        raise DataError(f"item vectors have {sorted(widths)} numbers; all must have the same count.")
-    width = max(widths, default=0)
+def _joined(parts: list[Float32[np.ndarray, "_ _"]]) -> Float32[np.ndarray, "M D"]:
+    """All rows in one array; the first batches may have had no vector at all."""
+    width = _width(parts)
     return np.concatenate([part if part.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
 
 

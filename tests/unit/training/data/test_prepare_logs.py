@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.contract.requests import RequestBatch
-from tests.unit.training.data.shop import DAY_MS, NOW_MS, START_MS, ShopLogs
+from tests.unit.training.data.shop import DAY_MS, NOW_MS, START_MS, ShopLogs, write_parquet
 from training.data import log_join
 from training.data.dataset import SPLITS, Dataset, open_catalogue, open_dataset
 from training.data.errors import DataError
@@ -304,6 +304,16 @@ def test_a_bad_value_is_named_with_file_row_and_column(tmp_path: Path, name: str
     with pytest.raises(DataError, match=message):
         prepare(logs, tmp_path)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_vector_of_another_width_in_a_later_file_is_named_too(tmp_path: Path) -> None:
+    logs = ShopLogs.random()
+    logs.mapping["items"]["files"] = ["items.parquet", "more.parquet"]
+    more = {"item_id": "new", "leaf": "leaf0", "eur": 1.0, "vec": [1.0, 2.0]}
+    (tmp_path / "logs").mkdir()
+    write_parquet(tmp_path / "logs" / "more.parquet", [more])
+    with pytest.raises(DataError, match=r"more\.parquet, row 1, column vec: 2 numbers, the others have 6"):
+        prepare(logs, tmp_path)
 
 
 def test_two_users_of_one_request_are_found_in_different_buckets_too(tmp_path: Path) -> None:
