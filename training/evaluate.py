@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from training.baselines import baseline_numbers
 from training.checkpoint import open_run
 from training.data.dataset import Split, open_catalogue
@@ -15,6 +17,7 @@ Numbers = dict[str, dict[str, float]]
 def evaluate(run_folder: Path, data_folder: Path, split: Split) -> Numbers:
     """Numbers by ranker: the model under its own name, then the baselines. Also written into the run's metrics.json."""
     run = open_run(run_folder, open_catalogue(data_folder))
+    torch.set_num_threads(run.config.n_threads)
     scored = score_batches(run.model, evaluation_batches(data_folder, split, run.encoder, run.config).epoch())
     numbers = {run.config.name: all_numbers(scored), **baseline_numbers(data_folder, split, run.encoder)}
     base = numbers["click_rate"]["gauc_request"]

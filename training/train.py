@@ -41,6 +41,7 @@ def train(
     Raises DataError for bad data, CheckpointError when the folder holds another run, and whatever the export check
     raises.
     """
+    torch.set_num_threads(config.n_threads)
     encoder = _encoder(data_folder, run_folder)
     if refuse_if_not_exportable is not None:
         # A model of its own: the check may do with it what it likes.
