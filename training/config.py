@@ -43,9 +43,9 @@ class TrainConfig:
     go by its divergence). evaluate_every: steps between validations, 0 = once an epoch. patience: validations without a
     better number before a stage ends. checkpoint_every: steps between checkpoints. unknown_user_share: share of
     training requests whose user id is made unknown, so that the model learns what to do for users it never saw.
-    content_start: spread of the item ids' start from content (`training.content_start`), 0 = the small random start. n_threads:
-    of torch's products. Sums of floats depend on it, so it belongs to the run; batches are small, and two threads that
-    wait for each other on a busy machine are slower than one by an order of magnitude.
+    content_start: spread of the item ids' start from content (`training.content_start`), 0 = the small random start.
+    n_threads: of torch's products. Sums of floats depend on it, so it belongs to the run; batches are small, and two
+    threads that wait for each other on a busy machine are slower than one by an order of magnitude.
     """
 
     name: str
