@@ -64,17 +64,18 @@ class Retriever:
     ) -> Recalled:
         """At most `n_wanted` rows for a trigger's row, the rows of the newest behaviours and an intent over levels.
 
-        With an intent each similarity level gets its share of the pool, nearest first, and popular items of the level
-        where neighbours do not reach; without one the nearest come first. What a level cannot fill goes to the next
-        best.
+        With an intent each similarity level gets its share of what newest and popular leave, nearest first, and popular
+        items of the level where neighbours do not reach; without one the nearest come first. What a level cannot fill
+        goes to the next best.
         """
         banned = np.union1d(excluded, [0, trigger])
         near = self._neighbours(np.array([trigger]), 2 * n_wanted)
         around = self._neighbours(newest[-NEWEST:], n_wanted // NEWEST)
         proposed = _distinct([near, self._popular], banned)
-        chosen = proposed if intent is None else proposed[self._by_level(trigger, proposed, intent, n_wanted)]
+        n_divided = n_wanted - int(n_wanted * (SHARE_OF_NEWEST + SHARE_OF_POPULAR))
+        chosen = proposed if intent is None else proposed[self._by_level(trigger, proposed, intent, n_divided)]
         mixed = [
-            chosen[: n_wanted - int(n_wanted * (SHARE_OF_NEWEST + SHARE_OF_POPULAR))],
+            chosen[:n_divided],
             _distinct([around], banned)[: int(n_wanted * SHARE_OF_NEWEST)],
             _distinct([self._popular], banned)[: int(n_wanted * SHARE_OF_POPULAR)],
             chosen,

@@ -35,6 +35,12 @@ def test_an_intent_moves_the_pool_towards_its_levels(retriever: Retriever, runti
     assert n_far[2] >= 0.7 * 80
 
 
+def test_each_level_gets_its_share_of_what_the_intent_divides(retriever: Retriever, runtime: Runtime) -> None:
+    newest = runtime.encoder.catalogue.rows(["i3", "i5"])
+    rows = retriever.recall(1, newest, np.array([0, 1, 1, 1], np.float32) / 3, NOTHING, 80).rows
+    assert np.bincount(levels_of(runtime, 1, rows[:60]), minlength=5)[2:].tolist() == [20, 20, 20]
+
+
 def test_without_an_intent_the_nearest_come_first(retriever: Retriever, runtime: Runtime) -> None:
     rows = retriever.recall(1, NOTHING, None, NOTHING, 40).rows[:20]
     similarity = runtime.encoder.catalogue.similarity(np.array([1]), rows)
