@@ -81,12 +81,21 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int 
 
 
 def latest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None when there is none. Damaged ones are passed over."""
-    for path in _checkpoints(folder):
+    """The newest checkpoint that is whole; None when there is none. Damaged ones are passed over.
+
+    Raises CheckpointError when all of them are damaged: to train again from the start is not decided here.
+    """
+    found = _checkpoints(folder)
+    for path in found:
         try:
             return load_tensors(path)
         except CheckpointError:
             continue
+    if found:
+        raise CheckpointError(
+            f"{folder}: all {len(found)} checkpoints are damaged; put a whole one there from a copy, or delete "
+            f"{folder.parent} and train again from the start"
+        )
     return None
 
 

@@ -59,8 +59,22 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path) -> None:
     found = latest_checkpoint(tmp_path)
     assert found is not None
     assert found["step"] == 1
-    (tmp_path / "step-000000001.pt").write_bytes(b"")
-    assert latest_checkpoint(tmp_path) is None
+
+
+def test_when_all_are_damaged_training_does_not_begin_again_unasked(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (1, 2):
+        save_checkpoint(folder, step, content(step))
+        (folder / f"step-{step:09d}.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints are damaged.*delete") as refused:
+        latest_checkpoint(folder)
+    assert str(folder) in str(refused.value)
+    assert str(folder.parent) in str(refused.value)
+
+
+def test_without_checkpoints_a_run_begins_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert latest_checkpoint(tmp_path / "empty") is None
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
 
