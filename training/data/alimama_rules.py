@@ -1,7 +1,7 @@
 """The time rules of the Alimama preparation: what was strictly before what. Called by `prepare_alimama` alone.
 
 Triggers, requests and behaviours of the impressions of one part, and counts of its behaviour log, all by sorted numbers
-that pack (user, time). Nothing here reads a file or knows of splits but the border that a request may not cross.
+that pack (user, time). Nothing here reads a file or knows of splits but the borders that a request may not cross.
 """
 
 from dataclasses import dataclass, replace
@@ -76,16 +76,17 @@ def triggers(impressions: Impressions) -> Int64[np.ndarray, " N"]:
 
 
 def request_starts(
-    impressions: Impressions, trigger: Int64[np.ndarray, " N"], by: By, test_from_s: int
+    impressions: Impressions, trigger: Int64[np.ndarray, " N"], by: By, borders_s: tuple[int, ...]
 ) -> Int64[np.ndarray, " R"]:
-    """Where each request begins, among impressions that all have a trigger."""
+    """Where each request begins, among impressions that all have a trigger. None reaches over one of `borders_s`."""
     if not len(trigger):
         return np.empty(0, dtype=np.int64)
     other_user = np.diff(impressions.user) != 0
     if by == "time":
         other = np.diff(impressions.at_s) != 0
-    else:  # pages below a click from before midnight belong to two splits
-        other = (np.diff(trigger) != 0) | (np.diff((impressions.at_s >= test_from_s).astype(np.int8)) != 0)
+    else:  # pages below a click from before a split's midnight belong to two splits
+        days = np.searchsorted(borders_s, impressions.at_s, side="right")
+        other = (np.diff(trigger) != 0) | (np.diff(days) != 0)
     return np.concatenate([[0], np.flatnonzero(other_user | other) + 1])
 
 

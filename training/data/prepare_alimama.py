@@ -145,6 +145,12 @@ class _Days:
         last_s = max(int(read_part(path).at_s.max()) for path in parts)
         return cls((last_s + BEIJING_S) // DAY_S * DAY_S - BEIJING_S, validation_share)
 
+    @property
+    def borders_s(self) -> tuple[int, ...]:
+        """Where one split ends and another begins: a request lies on one side of each."""
+        validation = (self.test_from_s - DAY_S,) if self.validation_share else ()
+        return (*validation, self.test_from_s)
+
     def split(self, user: Int64[np.ndarray, " R"], at_s: Int64[np.ndarray, " R"]) -> Shaped[np.ndarray, " R"]:
         held_out = part_of(user, 10_000) < self.validation_share * 10_000
         is_last_train_day = (at_s >= self.test_from_s - DAY_S) & (at_s < self.test_from_s)
@@ -197,7 +203,7 @@ def _write_part(
     counts["impressions_of_unknown_ads"] += int((ads.places(impressions.ad) < 0).sum())
     kept = np.flatnonzero(has)
     shown = impressions.take(kept)
-    starts = request_starts(shown, trigger[kept], by, days.test_from_s)
+    starts = request_starts(shown, trigger[kept], by, days.borders_s)
     if not len(starts):
         return
     shown, rows, starts = once_per_request(shown, starts)

@@ -109,16 +109,18 @@ def test_requests_by_time_and_by_trigger_click() -> None:
     trigger = triggers(log)
     shown = log.take(np.flatnonzero(trigger >= 0))
     kept = trigger[trigger >= 0]
-    assert request_starts(shown, kept, "time", 1000).tolist() == [0, 2, 3]
-    assert request_starts(shown, kept, "trigger", 1000).tolist() == [0, 3]
-    assert request_starts(shown, kept, "trigger", 15).tolist() == [0, 2, 3], "midnight parts a request"
+    assert request_starts(shown, kept, "time", (1000,)).tolist() == [0, 2, 3]
+    assert request_starts(shown, kept, "trigger", (1000,)).tolist() == [0, 3]
+    assert request_starts(shown, kept, "trigger", (15,)).tolist() == [0, 2, 3], "midnight parts a request"
+    assert request_starts(shown, kept, "trigger", (15, 1000)).tolist() == [0, 2, 3], "and so does the night before"
+    assert request_starts(shown, kept, "trigger", ()).tolist() == [0, 3]
 
 
 def test_an_ad_shown_on_two_pages_below_a_click_is_one_candidate_clicked_if_it_ever_was() -> None:
     log = impressions_of((1, 0, 5, 1), (1, 10, 6, 0), (1, 10, 7, 0), (1, 20, 6, 1), (1, 20, 8, 0), (1, 30, 6, 0))
     trigger = triggers(log)
     shown, kept = log.take(np.flatnonzero(trigger >= 0)), trigger[trigger >= 0]
-    once, rows, starts = once_per_request(shown, request_starts(shown, kept, "trigger", 1000))
+    once, rows, starts = once_per_request(shown, request_starts(shown, kept, "trigger", (1000,)))
     assert once.ad.tolist() == [6, 7, 8, 6], "where they were first shown; the last one is below a new click"
     assert once.at_s.tolist() == [10, 10, 20, 30]
     assert once.clicked.tolist() == [True, False, False, False]
@@ -235,6 +237,28 @@ def test_seven_days_train_one_day_tests_and_some_users_validate(source: Path, tm
     assert not {r["user"]["user"] for r in late} & users  # type: ignore[index]
     whole = prepare_alimama(source, tmp_path / "whole", validation_share=0, show_progress=False)
     assert set(whole.windows) == {"train", "test"}
+
+
+def test_a_page_that_begins_before_day_7_carries_nothing_of_it_into_the_training(tmp_path: Path) -> None:
+    """Below one trigger click lie pages on both sides of midnight; the held-out users' later ones are validation."""
+    make_source(tmp_path / "public")
+    border = MIDNIGHT + 6 * 86_400
+    samples: list[tuple[object, ...]] = [(5, MIDNIGHT + 8 * 86_400 - 1, 3, "430539_1007", 1, 0)]
+    for user in range(1, 30):
+        samples.append((user, border - 60, 1, "430548_1007", 0, 1))  # the click that triggers
+        samples.append((user, border - 30, 2, "430548_1007", 1, 0))
+        samples.append((user, border + 30, 3, "430548_1007", 1, 0))
+    write_csv(tmp_path / "public" / "raw_sample.csv", SAMPLE_HEADER, samples)
+    for share in (0.5, 0.0):
+        out = tmp_path / f"prepared-{share}"
+        prepare_alimama(tmp_path / "public", out, "trigger", validation_share=share, show_progress=False)
+        shown = {tuple(row["candidates"]) for row, _ in all_rows(out, "train")}  # type: ignore[arg-type]
+        assert shown == ({("2", "3")} if not share else {("2",), ("3",)})
+    held_out = {r["user"]["user"] for r, _ in all_rows(tmp_path / "prepared-0.5", "validation")}  # type: ignore[index]
+    trained = all_rows(tmp_path / "prepared-0.5", "train")
+    late = {r["user"]["user"] for r, _ in trained if "3" in r["candidates"]}  # type: ignore[index,operator]
+    assert held_out
+    assert not held_out & late
 
 
 def test_popularity_and_vectors_know_nothing_of_the_test_day(tmp_path: Path) -> None:
