@@ -1,10 +1,10 @@
 """Where the numbers of a run go while it trains: a line on the terminal and TensorBoard. Made by `training.commands`.
 
-The loop tells; nothing here decides anything.
+Progress is written to stderr, as the data doors do; stdout is left to results. The loop tells; nothing here decides
+anything.
 """
 
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,20 +15,24 @@ _SMOOTHING = 0.98
 
 
 class RunProgress:
-    """A `training.loop.Recorder`. Use it in a `with` block: it owns the progress display and the TensorBoard file."""
+    """A `training.loop.Recorder`. Use it in a `with` block: it owns the progress display and the TensorBoard file.
 
-    def __init__(self, run_folder: Path, console: Console | None = None) -> None:
-        self.console = console or Console()
+    `console` writes to stdout: it is for the run's result.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.console = Console()
+        self._screen = Console(stderr=True)
         self._curves = SummaryWriter(str(run_folder / "tensorboard"))
         self._columns = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=self._screen, transient=True
         )
         self._task = self._columns.add_task("starting")
         self._stage = ""
         self._loss = 0.0
         self._rate = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunProgress":
         self._columns.start()
         return self
 
@@ -54,8 +58,11 @@ class RunProgress:
         for name, value in numbers.items():
             self._curves.add_scalar(f"{stage}/validation/{name}", value, step)
         shown = ", ".join(f"{name} {numbers[name]:.4f}" for name in SHOWN if name in numbers)
-        self.console.print(
-            f"{stage}: step {step:,}, loss {self._loss:.4f}, {self._rate:,.0f} samples/s | validation {shown}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._say(f"{stage}: step {step:,}, loss {self._loss:.4f}, {self._rate:,.0f} samples/s | validation {shown}")
+
+    def note(self, stage: str, text: str) -> None:
+        """A line that stays."""
+        self._say(f"{stage}: {text}")
+
+    def _say(self, line: str) -> None:
+        self._screen.print(line, highlight=False, soft_wrap=True)
