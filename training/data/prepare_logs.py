@@ -96,18 +96,20 @@ def prepare_logs(
 def split_times(minutes: Counter[int], rule: SplitRule) -> Cuts:
     """The cuts of a rule, given how many impressions each minute (since the epoch) holds.
 
-    Raises DataError when they leave no training or no test.
+    A share of 0 leaves its split empty. Raises DataError when the cuts leave no training, or no test that is wanted.
     """
     ordered = sorted(minutes)
     first, last = ordered[0] * _MINUTE_MS, (ordered[-1] + 1) * _MINUTE_MS
+    without_test = False
     if rule.validation_from is not None and rule.test_from is not None:
         cuts = Cuts(_read_time(rule.validation_from), _read_time(rule.test_from))
     else:
         share = np.cumsum([minutes[minute] for minute in ordered]) / sum(minutes.values())
         at = [1 - rule.validation_share - rule.test_share, 1 - rule.test_share]
         begin = [ordered[min(int(np.searchsorted(share, value - 1e-9)) + 1, len(ordered) - 1)] for value in at]
-        cuts = Cuts(begin[0] * _MINUTE_MS, begin[1] * _MINUTE_MS)
-    if not first < cuts.validation_from <= cuts.test_from < last:
+        without_test = rule.test_share == 0
+        cuts = Cuts(begin[0] * _MINUTE_MS, last if without_test else begin[1] * _MINUTE_MS)
+    if not (first < cuts.validation_from <= cuts.test_from <= last and (without_test or cuts.test_from < last)):
         spans = [
             datetime.fromtimestamp(at / 1000, UTC).isoformat()
             for at in (first, cuts.validation_from, cuts.test_from, last)

@@ -132,6 +132,21 @@ def test_the_split_is_by_time(tmp_path: Path) -> None:
     assert dataset.windows["validation"][1] < dataset.windows["test"][0]
 
 
+def test_no_share_for_the_test_is_no_test(tmp_path: Path) -> None:
+    logs = ShopLogs.random(n_requests=100)
+    logs.mapping["split"] = {"validation_share": 0.2, "test_share": 0}
+    dataset = prepare(logs, tmp_path)
+    assert [dataset.report[split]["requests"] for split in ("train", "validation")] == [80, 20]
+    assert set(dataset.windows) == {"train", "validation"}
+
+
+def test_no_share_for_the_validation_is_no_validation(tmp_path: Path) -> None:
+    logs = ShopLogs.random(n_requests=100)
+    logs.mapping["split"] = {"validation_share": 0, "test_share": 0.2}
+    dataset = prepare(logs, tmp_path)
+    assert set(dataset.windows) == {"train", "test"}
+
+
 def test_the_split_by_named_times(tmp_path: Path) -> None:
     logs = ShopLogs.random(n_requests=72)
     logs.mapping["split"] = {"validation_from": "2024-10-05", "test_from": "2024-10-06T00:00:00+00:00"}
