@@ -8,7 +8,6 @@ with `open_run`.
 import hashlib
 import io
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from service.contract.catalogue import Catalogue
 from service.contract.encoder import Encoder
 from service.contract.errors import DaianError
 from training.config import TrainConfig, from_dict, to_dict
+from training.data.whole_files import write_whole
 from training.models import build_model
 
 KEEP = 3
@@ -37,21 +37,6 @@ class Run(NamedTuple):
     model: nn.Module
     encoder: Encoder
     config: TrainConfig
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that its name holds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from service.contract.encoder import Encoder
-from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights, write_whole
+from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights
 from training.config import TrainConfig
 from training.content_start import start_from_content
 from training.data.batches import Batches, BatchPlan, Position
 from training.data.dataset import Split, dataset_sha256, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
+from training.data.whole_files import write_whole
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
 from training.models.spec import RankingModel

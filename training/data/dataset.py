@@ -26,7 +26,8 @@ from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema
 from training.data.errors import DataError
 from training.data.report import RequestReport
-from training.data.request_files import RequestFileWriter, request_files, sync_to_disk, write_requests
+from training.data.request_files import RequestFileWriter, request_files, write_requests
+from training.data.whole_files import sync_to_disk
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -13,7 +13,6 @@ or after rows were appended, does only what is missing. The int8 codes of the co
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from training.data.content_encoders import AUTO, Content, ContentEncoder, open_encoder
 from training.data.errors import DataError
 from training.data.item_files import ItemColumns, ItemRow, read_items
+from training.data.whole_files import take_name, write_whole
 
 MAX_DIMENSIONS = 1024  # a product of int8 codes stays below 2^24, where float32 counts exactly (house.md, promise 3)
 SHARD_ITEMS = 2048
@@ -238,7 +238,7 @@ def _join(paths: list[Path], path: Path, n_items: int, centre: bool) -> int:
         start += len(shard)
     joined.flush()
     del joined
-    os.replace(partial, path)
+    take_name(partial, path)
     return dimensions
 
 
@@ -275,15 +275,11 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    take_name(partial, path)
 
 
 def _write_json(path: Path, value: object) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(value, ensure_ascii=False).encode())
 
 
 def _with_progress(chunks: Iterator[list[ItemRow]], label: str, show: bool) -> Iterator[list[ItemRow]]:

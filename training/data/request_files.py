@@ -10,7 +10,6 @@ or double · `trigger` string · `behaviour_item` list<string> · `behaviour_at`
 list<string> · `candidate` list<string> · `clicked` list<int8>.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from jaxtyping import Int8, Int64
 from service.contract.requests import RequestBatch
 from service.contract.schema import FeatureSchema, Field
 from training.data.errors import DataError
+from training.data.whole_files import take_name
 
 ROW_GROUP_REQUESTS = 2048  # small enough to shuffle and to stream, large enough to compress well
 
@@ -135,9 +135,7 @@ class RequestFileWriter:
         """Writes what is waiting and lets the file appear under its name."""
         self._flush(everything=True)
         self._writer.close()
-        sync_to_disk(self._partial)
-        os.replace(self._partial, self.path)
-        sync_to_disk(self.path.parent)
+        take_name(self._partial, self.path)
 
     def abandon(self) -> None:
         """Stops and removes what was written."""
@@ -205,15 +203,6 @@ def to_requests(table: pa.Table, path: Path) -> tuple[RequestBatch, Int8[np.ndar
         candidate_offsets=candidate_offsets,
     )
     return batch, clicked.to_numpy(zero_copy_only=False).astype(np.int8, copy=False)
-
-
-def sync_to_disk(path: Path) -> None:
-    """Flushes a file, or a folder's list of names, to the disk: a rename is safe only after both."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _type_of(field: Field) -> pa.DataType:
