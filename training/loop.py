@@ -15,10 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimConfig, TrainConfig
+from training.config import TrainConfig
 from training.data.batches import Batch, Position
 from training.losses import click_loss, intent_loss
 from training.models.spec import Stage
+from training.optimizers import StageOptimizer, make_optimizer
 from training.scores import all_numbers, score_batches
 
 UNKNOWN = 1  # the contract's id for a value that the vocabulary does not hold
@@ -59,47 +60,6 @@ class StageState:
     best_weights: dict[str, Tensor] | None = None
 
 
-def parameters_by_ratio(model: nn.Module, stage: Stage) -> dict[float, list[nn.Parameter]]:
-    """Freezes what the stage does not train; the trained parameters by the ratio of their learning rate.
-
-    Raises ValueError for a prefix that no parameter has: a stage that silently trains less than it says is worse than
-    none.
-    """
-    unused = {*stage.trains, *stage.learning_rates}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        hits = [prefix for prefix in stage.trains if _within(name, prefix)]
-        parameter.requires_grad_(bool(hits))
-        if not hits:
-            continue
-        rates = [prefix for prefix in stage.learning_rates if _within(name, prefix)]
-        unused -= {*hits, *rates}
-        ratio = stage.learning_rates[max(rates, key=len)] if rates else 1.0
-        groups.setdefault(ratio, []).append(parameter)
-    unused -= set(stage.learning_rates)  # a rate for a part that an ablation took away does no harm
-    if unused:
-        raise ValueError(f"stage {stage.name!r} trains {sorted(unused)}, but the model has no such parameters")
-    return groups
-
-
-def _within(name: str, prefix: str) -> bool:
-    return prefix == "" or name == prefix or name.startswith(prefix + ".")
-
-
-def make_optimizer(model: nn.Module, stage: Stage, config: OptimConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over what the stage trains. Old accumulators would freeze the next stage."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: list[dict[str, Any]] = []
-    for ratio, parameters in parameters_by_ratio(model, stage).items():
-        for decay, of_tables in ((0.0, True), (config.weight_decay, False)):
-            part = [p for p in parameters if (id(p) in tables) == of_tables]
-            if part:
-                groups.append({"params": part, "lr": config.learning_rate * ratio, "weight_decay": decay})
-    if config.kind == "adam":
-        return torch.optim.Adam(groups, foreach=False)
-    return torch.optim.Adagrad(groups, initial_accumulator_value=config.initial_accumulator, foreach=False)
-
-
 def batch_loss(model: Any, stage: Stage, batch: Batch) -> Tensor:
     """The stage's loss on one batch."""
     if stage.loss == "intent":
@@ -138,7 +98,7 @@ def fit_stage(
     recorder: Recorder,
     state: StageState | None = None,
     optimizer_state: dict[str, Any] | None = None,
-    checkpoint: Callable[[StageState, torch.optim.Optimizer], None] = lambda _state, _optimizer: None,
+    checkpoint: Callable[[StageState, StageOptimizer], None] = lambda _state, _optimizer: None,
 ) -> StageState:
     """Trains one stage from `state` on and leaves the best weights in the model.
 
@@ -177,12 +137,12 @@ def _step(
     model: nn.Module,
     stage: Stage,
     batch: Batch,
-    optimizer: torch.optim.Optimizer,
+    optimizer: StageOptimizer,
     state: StageState,
     recorder: Recorder,
 ) -> None:
     started = time.perf_counter()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss = batch_loss(model, stage, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(

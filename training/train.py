@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from service.contract.encoder import Encoder
+from service.contract.strict_json import strict_json
 from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights
 from training.config import TrainConfig
 from training.content_start import start_from_content
@@ -25,6 +26,7 @@ from training.data.whole_files import write_whole
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
 from training.models.spec import RankingModel
+from training.optimizers import StageOptimizer
 from training.scores import all_numbers, score_batches
 
 ExportCheck = Callable[[RankingModel, Encoder], object]  # raises to refuse
@@ -100,15 +102,15 @@ def _fit_all(
 
 def _saver(
     model: nn.Module, folder: Path, stage: int, n_before: int
-) -> Callable[[StageState, torch.optim.Optimizer], None]:
-    def save(state: StageState, optimizer: torch.optim.Optimizer) -> None:
+) -> Callable[[StageState, StageOptimizer], None]:
+    def save(state: StageState, optimizer: StageOptimizer) -> None:
         save_checkpoint(folder, n_before + state.step, checkpoint_content(model, stage, n_before, state, optimizer))
 
     return save
 
 
 def checkpoint_content(
-    model: nn.Module, stage: int, n_before: int, state: StageState, optimizer: torch.optim.Optimizer
+    model: nn.Module, stage: int, n_before: int, state: StageState, optimizer: StageOptimizer
 ) -> dict[str, Any]:
     """All that the rest of the run depends on. `n_before`: steps of the stages before this one."""
     plain = {key: value for key, value in vars(state).items() if key not in ("position", "best_weights")}
@@ -147,8 +149,8 @@ class Resumed:
 
 
 def write_metrics(run_folder: Path, split: str, numbers: dict[str, Any]) -> None:
-    """Adds the numbers of a split to the run's metrics.json."""
+    """Adds the numbers of a split to the run's metrics.json; NaN is written as null."""
     path = run_folder / "metrics.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found[split] = numbers
-    write_whole(path, json.dumps(found, indent=1, sort_keys=True).encode())
+    write_whole(path, strict_json(found, indent=1, sort_keys=True).encode())

@@ -10,10 +10,11 @@ from torch import nn
 from tests.unit.training.random_inputs import SIZES, random_batch
 from training.config import OptimConfig, TrainConfig
 from training.data.batches import Batch, Position
-from training.loop import StageState, fit_stage, make_optimizer, without_users
+from training.loop import StageState, fit_stage, without_users
 from training.models import build_model
 from training.models.din import DinConfig
 from training.models.spec import Stage
+from training.optimizers import make_optimizer
 from training.scores import all_numbers, score_batches
 
 MODEL = DinConfig(top=(8,))

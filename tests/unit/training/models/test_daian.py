@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.unit.training.random_inputs import SIZES, random_batch, random_inputs, with_large_weights
 from training.config import OptimConfig
 from training.layers.similarity_bins import SimilarityBins
-from training.loop import batch_loss, make_optimizer
+from training.loop import batch_loss
 from training.models import build_model
 from training.models.daian import (
     SPEC,
@@ -21,6 +21,7 @@ from training.models.daian import (
     mix,
     norm_ratio,
 )
+from training.optimizers import make_optimizer
 
 SMALL = DaianConfig(width=16, top=(16, 8), uim_hidden=(16,), similarity_width=8)
 

@@ -14,10 +14,11 @@ from service.contract.encoder import ModelInputs
 from tests.unit.training.random_inputs import SIZES, one_request, random_batch, random_inputs, with_large_weights
 from training.layers import attention
 from training.layers.ragged import CandidateRows
-from training.loop import batch_loss, parameters_by_ratio
+from training.loop import batch_loss
 from training.models import MODELS, build_model, spec_of
 from training.models.daian import DaianConfig
 from training.models.din import DinConfig
+from training.optimizers import parameters_by_ratio
 
 ABLATIONS = {
     "din without trigger": DinConfig(use_trigger=False),
