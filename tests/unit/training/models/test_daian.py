@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit.training.random_inputs import SIZES, random_batch, random_inputs, with_large_weights
+from training import optimizers
 from training.config import OptimConfig
 from training.layers.similarity_bins import SimilarityBins
 from training.loop import batch_loss
-from training.models import build_model
+from training.models import build_model, daian
 from training.models.daian import (
     SPEC,
     Daian,
@@ -21,6 +22,7 @@ from training.models.daian import (
     mix,
     norm_ratio,
 )
+from training.models.spec import Stage
 from training.optimizers import make_optimizer
 
 SMALL = DaianConfig(width=16, top=(16, 8), uim_hidden=(16,), similarity_width=8)
@@ -36,7 +38,7 @@ def small(config: DaianConfig = SMALL) -> Daian:
 # ---- gradient stops (trap T17) --------------------------------------------------------------------------------------
 
 
-def test_the_gate_does_not_pull_at_the_interests_it_reads() -> None:
+def check_the_gate_does_not_pull() -> None:
     gate = with_large_weights(IntentAwareGate(SMALL))
     h_imp = torch.randn(5, 16, requires_grad=True)
     h_exp = torch.randn(5, 16, requires_grad=True)
@@ -49,23 +51,61 @@ def test_the_gate_does_not_pull_at_the_interests_it_reads() -> None:
     assert e_sim.grad.abs().sum() > 0
 
 
-def test_the_interests_learn_through_what_the_gate_scales() -> None:
-    """∂Ĥ/∂H = w: the stop is on the gate's input, not on the H that is multiplied."""
+def test_the_gate_does_not_pull_at_the_interests_it_reads() -> None:
+    check_the_gate_does_not_pull()
+
+
+def without_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nobody had written `.detach()`."""
+    monkeypatch.setattr(Tensor, "detach", lambda tensor: tensor)
+
+
+def test_a_gate_that_pulls_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_stops(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_the_gate_does_not_pull()
+
+
+def check_the_scaled_interests_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """∂Ĥ/∂H = w for both interests, all the way from the history to the top."""
     model = with_large_weights(small()).train()
     inputs = random_inputs((3, 4))
-    state = model.encode_request(inputs)
-    h_imp = state["implicit"].detach().requires_grad_()
+    h_imp = torch.randn(2, 16, requires_grad=True)
+    h_exp = torch.randn(7, 16, requires_grad=True)
+    monkeypatch.setattr(model.implicit, "forward", lambda *_args: h_imp)
+    monkeypatch.setattr(daian, "candidates_attend", lambda *_args: h_exp)
     seen: list[Tensor] = []
-    model.gate.register_forward_hook(lambda _module, _args, w: seen.append(w[0]))
+    model.gate.register_forward_hook(lambda _module, _args, w: seen.extend(w))
     model.top.register_forward_pre_hook(lambda _module, args: seen.append(args[1]))
-    # What the forward pass feeds the top: columns [item | DIN | Ĥ_imp | Ĥ_exp].
-    state = {**state, "implicit": h_imp}
-    model.score(state, inputs)
-    w_imp, fed = seen
-    scaled_imp = fed[:, -32:-16]
-    (gradient,) = torch.autograd.grad(scaled_imp.sum(), h_imp)
-    expected = torch.stack([w_imp[inputs.candidate_request == r].sum(0) for r in range(2)])
-    assert torch.allclose(gradient, expected, atol=1e-6)
+    model.score(model.encode_request(inputs), inputs)
+    w_imp, w_exp, fed = seen  # what the top is fed: columns [item | DIN | Ĥ_imp | Ĥ_exp]
+    assert (w_exp - 1).abs().max() > 0.01  # a gate that says something
+    of_imp, of_exp = torch.autograd.grad(fed[:, -32:].sum(), (h_imp, h_exp))
+    per_request = torch.stack([w_imp[inputs.candidate_request == r].sum(0) for r in range(2)])
+    assert torch.allclose(of_imp, per_request, atol=1e-6)
+    assert torch.allclose(of_exp, w_exp, atol=1e-6)
+
+
+def test_the_interests_learn_through_what_the_gate_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_the_scaled_interests_learn(monkeypatch)
+
+
+def test_a_gate_without_its_stops_changes_what_the_interests_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_stops(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_the_scaled_interests_learn(monkeypatch)
+
+
+def test_a_stop_on_what_is_scaled_cuts_the_interests_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """w ⊙ sg(H): the interests would never learn from clicks."""
+    honest = Daian._gated_interests
+
+    def stopped(self: Daian, state: dict[str, Tensor], *rest: object) -> list[Tensor]:
+        return [part.detach() for part in honest(self, state, *rest)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Daian, "_gated_interests", stopped)
+    with pytest.raises(RuntimeError, match="not to have been used"):
+        check_the_scaled_interests_learn(monkeypatch)
 
 
 @pytest.mark.parametrize("stop", ["ratio", "ratio_both", "ids"])
@@ -185,10 +225,17 @@ def test_stage_three_starts_as_exactly_what_stage_two_left() -> None:
     assert not torch.equal(gated.logits, moved.logits)
 
 
-def test_each_stage_leaves_the_others_parts_bit_for_bit() -> None:
+MOVES = {
+    "intent": {"uim"},
+    "interests": {"tables", "base", "top", "implicit", "explicit"},
+    "joint": {"tables", "base", "top", "implicit", "explicit", "uim", "enhancer", "gate"},
+}
+
+
+def check_each_stage_moves_its_own(stages: tuple[Stage, ...]) -> None:
     model = with_large_weights(small(), spread=0.4).train()
     batch = random_batch((9, 4, 12, 8, 11))
-    for stage in SPEC.stages(SMALL):
+    for stage in stages:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         optimizer = make_optimizer(model, stage, OptimConfig())
         for _ in range(2):
@@ -197,7 +244,23 @@ def test_each_stage_leaves_the_others_parts_bit_for_bit() -> None:
             optimizer.step()
         after = model.state_dict()
         moved = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
-        assert moved == set(stage.trains)
+        assert moved == MOVES[stage.name]
+
+
+def test_each_stage_leaves_the_others_parts_bit_for_bit() -> None:
+    check_each_stage_moves_its_own(SPEC.stages(SMALL))
+
+
+def test_a_stage_that_also_trains_what_it_should_freeze_is_caught() -> None:
+    intent, interests, joint = SPEC.stages(SMALL)
+    with pytest.raises(AssertionError, match="gate"):
+        check_each_stage_moves_its_own((intent, replace(interests, trains=(*interests.trains, "gate")), joint))
+
+
+def test_a_loop_that_freezes_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_within", lambda _name, _prefix: True)
+    with pytest.raises(AssertionError, match="enhancer"):
+        check_each_stage_moves_its_own(SPEC.stages(SMALL))
 
 
 def test_stage_two_reads_the_label_and_stage_three_the_prediction() -> None:

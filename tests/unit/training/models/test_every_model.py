@@ -86,15 +86,36 @@ def test_the_intent_is_a_distribution_over_levels(config: object) -> None:
 # ---- the request phase sees no candidate (trap T1) ------------------------------------------------------------------
 
 
-@every_model
 @torch.no_grad()
-def test_other_candidates_leave_the_state_bit_for_bit(config: object) -> None:
-    model, inputs = built(config), random_inputs(COUNTS)
+def check_candidates_leave_the_state(model: nn.Module) -> None:
+    inputs = random_inputs(COUNTS)
     others = inputs._replace(
         candidate_fields=inputs.candidate_fields.flip(0), candidate_similarity=inputs.candidate_similarity.flip(0) * 0.5
     )
     one, other = model.encode_request(inputs), model.encode_request(others)
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@every_model
+def test_other_candidates_leave_the_state_bit_for_bit(config: object) -> None:
+    check_candidates_leave_the_state(built(config))
+
+
+@every_model
+@pytest.mark.parametrize("peeked_at", ["candidate_similarity", "candidate_fields"])
+def test_a_request_phase_that_peeks_at_candidates_is_caught(config: object, peeked_at: str) -> None:
+    model = built(config)
+    honest = model.encode_request
+
+    def peeking(inputs: ModelInputs, given_intent: Tensor | None = None) -> dict[str, Tensor]:
+        state = honest(inputs, given_intent)
+        of_candidates = getattr(inputs, peeked_at).float().reshape(len(inputs.candidate_request), -1).mean(1)
+        sums = torch.zeros(len(inputs.user_fields)).index_add(0, inputs.candidate_request, of_candidates)
+        return {**state, "top": state["top"] + 1e-3 * sums.unsqueeze(1)}
+
+    model.encode_request = peeking
+    with pytest.raises(AssertionError):
+        check_candidates_leave_the_state(model)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
