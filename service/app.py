@@ -149,7 +149,11 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     parts.request_log.open()
     heartbeat = asyncio.create_task(_heartbeat(parts))
     try:
-        await asyncio.to_thread(load_bundle, parts)
+        try:
+            await asyncio.to_thread(load_bundle, parts)
+        except BundleError as error:
+            _log.error("bundle refused: %s", error)  # the traceback that follows hides it
+            raise
         yield
     finally:
         heartbeat.cancel()
@@ -181,7 +185,7 @@ def load_bundle(parts: Parts) -> None:
 def _check_kept(rules: HistoryRules, settings: Settings) -> None:
     """A store that keeps less than the history the network was trained on would change tensors without a word."""
     days = math.ceil(max(rules.window_s, rules.related_window_s) / 86_400)
-    wanted = {"behaviours_keep": rules.max_length, "behaviours_window_days": days}
+    wanted = {"behaviours_keep": rules.kept, "behaviours_window_days": days}
     short = [
         f"{variable(name)} to {least} or more" for name, least in wanted.items() if getattr(settings, name) < least
     ]

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt64
 
 from service.contract.catalogue import Catalogue, NumberColumn, TextColumn
 from service.contract.errors import SchemaError
-from service.contract.history import N_AGE_BINS, Kept, age_bin, is_visible, newest, sort_by_time
+from service.contract.history import N_AGE_BINS, Kept, age_bin, is_visible, newest, sort_by_time, whole_seconds
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING, HistoryRules, SimilarityScale
 from service.contract.schema import FeatureSchema, Field
@@ -166,12 +166,15 @@ class Encoder:
         """Behaviours that count and are visible in the longer window, sorted by request and time."""
         hashes = self.catalogue.hashes(batch.behaviour_item.tolist())
         owner, types = batch.behaviour_request, frozenset(self.rules.types)
-        age = batch.requested_at[owner] - batch.behaviour_at
+        before = batch.behaviour_at < batch.requested_at[owner]
+        at = whole_seconds(batch.behaviour_at)
+        age = batch.requested_at[owner] - at
         counts = np.fromiter((kind in types for kind in batch.behaviour_type), np.bool_, len(age))
         window = max(self.rules.window_s, self.rules.related_window_s)
-        kept = np.flatnonzero(counts & is_visible(self.rules, age, hashes == trigger_hashes[owner], window))
+        opened = hashes == trigger_hashes[owner]
+        kept = np.flatnonzero(counts & is_visible(self.rules, before, age, opened, window))
         rows = self.catalogue.rows_of_hashes(hashes[kept])
-        order = sort_by_time(owner[kept], batch.behaviour_at[kept], rows)
+        order = sort_by_time(owner[kept], at[kept], rows)
         return _Behaviours(rows[order], age[kept][order], owner[kept][order], batch.n_requests)
 
     def _history(self, behaviours: "_Behaviours", trigger_rows: Int64[np.ndarray, " R"]) -> _Padded:

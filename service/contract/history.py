@@ -31,11 +31,22 @@ def sort_by_time(
     return np.lexsort((row, at, request)).astype(np.int64)
 
 
+def whole_seconds(at: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+    """Times as the store keeps them: to the second. Ages and order go by these, so that files with milliseconds give
+    the same history as the store.
+    """
+    return at // 1_000 * 1_000
+
+
 def is_visible(
-    rules: HistoryRules, age_ms: Int64[np.ndarray, " B"], is_trigger: Bool[np.ndarray, " B"], window_s: int
+    rules: HistoryRules,
+    before: Bool[np.ndarray, " B"],
+    age_ms: Int64[np.ndarray, " B"],
+    is_trigger: Bool[np.ndarray, " B"],
+    window_s: int,
 ) -> Bool[np.ndarray, " B"]:
-    """Before the request, within the window, and not the click that opened the page."""
-    inside = (age_ms > 0) & (age_ms <= window_s * 1_000)
+    """Strictly before the request (to the millisecond), within the window, and not the click that opened the page."""
+    inside = before & (age_ms <= window_s * 1_000)
     return inside & ~(is_trigger & (age_ms <= rules.opening_window_s * 1_000))
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int64
 from service.contract.errors import SchemaError
 
 MISSING = -2.0  # the similarity of what cannot be compared
+SPARE = 8  # behaviours kept beyond what the rules want
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,25 @@ class HistoryRules:
     `opening_window_s`: clicks on the trigger within this time before the request are dropped. Online the click that
     opened the page may or may not have reached the store when the page is ranked; dropped on both sides it cannot
     make them differ (models trap T9). Older clicks on the same item stay.
-    `related_*`: the longer window and number of behaviours that FAISS searches for those similar to the trigger.
+    `related_*`: the window and number of behaviours that FAISS searches for those similar to the trigger. The store
+    must keep as many (`DAIAN_BEHAVIOURS_KEEP`), or serving would find fewer than training did; a start checks it.
     """
 
     window_s: int = 14 * 86_400
     max_length: int = 50
     opening_window_s: int = 1_800
     related_window_s: int = 14 * 86_400
-    related_searched: int = 1_000
+    related_searched: int = 50
     related_max: int = 50
     related_threshold: float = 0.667
     types: tuple[str, ...] = ("click", "favourite", "cart", "purchase")
+
+    @property
+    def kept(self) -> int:
+        """How many of the newest behaviours a store or a file must keep: dropping clicks that opened the page then
+        still leaves as many as the rules want.
+        """
+        return max(self.max_length, self.related_searched) + SPARE
 
 
 @dataclass(frozen=True)

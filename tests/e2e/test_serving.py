@@ -41,28 +41,31 @@ def serving(bundle: Bundle, folder: Path, **settings: str) -> Iterator[Served]:
     environment |= {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     code = "import sys; from service.commands import serve; from pathlib import Path; "
     code += f"sys.exit(serve(Path({str(bundle.path)!r}), store_folder=Path({str(folder / 'store')!r})))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment | settings, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
-    )
+    # A file, not a pipe: nobody would read the pipe, and a full one stops the service at its next log line.
+    log = folder / "service.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment | settings, stdout=output, text=True, cwd=os.getcwd()
+        )
     try:
-        with httpx.Client(base_url=_address(process), timeout=20) as client:
+        with httpx.Client(base_url=_address(process, log), timeout=20) as client:
             _wait_until_ready(client)
             yield Served(process, client)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.wait(timeout=30)
 
 
-def _address(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
+def _address(process: "subprocess.Popen[str]", log: Path) -> str:
     until = time.monotonic() + START_S
-    for line in process.stdout:
-        found = re.search(r"ranking at (http://[^/]+)/rank", line)
+    while time.monotonic() < until:
+        found = re.search(r"ranking at (http://[^/]+)/rank", log.read_text())
         if found:
             return found.group(1)
-        assert time.monotonic() < until, "the service did not say where it is"
-    raise AssertionError("the service ended before it said where it is")
+        assert process.poll() is None, f"the service ended before it said where it is: {log.read_text()}"
+        time.sleep(0.05)
+    raise AssertionError("the service did not say where it is")
 
 
 def _wait_until_ready(client: httpx.Client) -> None:

@@ -67,9 +67,17 @@ def test_nothing_from_the_future(row: dict[str, object], ahead: list[int]) -> No
     assert_same(seen, encoder().encode(batch(row)))
 
 
+@given(rows)
+def test_milliseconds_of_the_past_never_matter(row: dict[str, object]) -> None:
+    """The store keeps whole seconds, files may have milliseconds."""
+    past = [behaviour for behaviour in row["behaviours"] if behaviour["at"] < row["requested_at"]]
+    stored = [{**behaviour, "at": behaviour["at"] // 1_000 * 1_000} for behaviour in past]
+    assert_same(encoder().encode(batch(row)), encoder().encode(batch({**row, "behaviours": stored})))
+
+
 def test_nothing_from_the_future_notices_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """The saboteur: with the cut off, the property above fails."""
-    monkeypatch.setattr(encoder_module, "is_visible", lambda _rules, age, _same, _window: np.ones(len(age), np.bool_))
+    monkeypatch.setattr(encoder_module, "is_visible", lambda _rules, before, *_: np.ones(len(before), np.bool_))
     row = {"request_id": "r", "requested_at": NOW, "trigger": "item-1", "behaviours": []}
     leaking = encoder().encode(batch({**row, "behaviours": [{"item": "item-2", "at": NOW, "type": "click"}]}))
     with pytest.raises(AssertionError):

@@ -160,7 +160,7 @@ def _spans(
         past.keys, base + at, side="left"
     )  # left: a behaviour at the request's own time is not before it
     starts = np.searchsorted(past.keys, base + np.maximum(at - window_ms, 0), side="left")
-    starts = np.maximum(starts, ends - max(rules.related_searched, rules.max_length))
+    starts = np.maximum(starts, ends - rules.kept)
     unknown = users < 0
     return np.where(unknown, 0, starts).astype(np.int64), np.where(unknown, 0, ends).astype(np.int64)
 

@@ -455,7 +455,7 @@ class _Journal:
         at, trigger = int(visits.at[row]), int(visits.trigger[row])
         events = self._events.setdefault(int(visits.user[row]), [])
         insort(events, (at - _OPENED_MS, trigger, "click"))
-        history = events[: bisect_left(events, (at,))][-HistoryRules().related_searched :]
+        history = events[: bisect_left(events, (at,))][-HistoryRules().kept :]
         clicked_at = at
         for item in visits.shown[row][visits.clicked[row]].tolist():
             clicked_at += 1_000 + int(self._random.exponential(_READING_MS))

@@ -27,7 +27,7 @@ def test_without_it_nothing_is_live_and_the_setting_is_named(
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"behaviours_keep": 49}, "DAIAN_BEHAVIOURS_KEEP to 50"),
+    [({"behaviours_keep": 57}, "DAIAN_BEHAVIOURS_KEEP to 58"),
      ({"behaviours_window_days": 13}, "DAIAN_BEHAVIOURS_WINDOW_DAYS to 14")],
 )  # fmt: skip
 def test_a_store_that_keeps_less_than_the_history_rules_want_is_refused(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.contract.requests import RequestBatch
+from service.contract.rules import SPARE
 from tests.unit.training.data.shop import DAY_MS, NOW_MS, START_MS, ShopLogs, write_parquet
 from training.data import log_join
 from training.data.dataset import SPLITS, Dataset, open_catalogue, open_dataset
@@ -117,11 +118,12 @@ def test_saboteur_a_join_that_lets_the_own_millisecond_in_is_noticed(
 def test_the_newest_behaviours_are_kept_when_there_are_too_many(tmp_path: Path) -> None:
     logs = ShopLogs.random()
     logs.mapping["history"] = {"related_searched": 3, "max_length": 2}
+    kept = 3 + SPARE
     prepare(logs, tmp_path)
     wanted = naive(logs)
     for request, row in requests_of(tmp_path).items():
         times = sorted(at for at, _, _ in wanted[request]["behaviours"])
-        assert [b["at"] for b in row["behaviours"]] == times[-3:]
+        assert [b["at"] for b in row["behaviours"]] == times[-kept:]
     assert open_dataset(tmp_path / "data").rules.max_length == 2
 
 
