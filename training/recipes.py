@@ -87,7 +87,7 @@ def daian_wikispeedia() -> TrainConfig:
         uim_learning_rate=ADAM_UIM_RATE,
         uim_epochs=3,
         die_epochs=1,
-        joint_epochs=3,
+        joint_epochs=2,
     )
     return replace(din_wikispeedia(), name="daian_wikispeedia", model=model)
 
