@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs one verb and exits with its code."""
     # ONNX Runtime reports to its maker unless it is told not to before it is loaded; workers inherit this.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # One thread a product: the machine's parallelism is in the requests. Read when numpy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
