@@ -20,6 +20,7 @@ from pathlib import Path
 from service.contract.catalogue import Catalogue
 from service.contract.encoder import CONTRACT_VERSION, Encoder
 from service.contract.errors import BundleError, SchemaError
+from service.contract.strict_json import strict_json
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -76,7 +77,8 @@ def write_bundle(
     """Publishes a bundle: files, fsync, manifest last, rename. Nothing is visible under its name before it is whole.
 
     `fill` writes the files into the folder it is given. The manifest gets name, version, contract_version, schema
-    and the hashes added. The pointer `current` is not moved. Raises BundleError when the version exists.
+    and the hashes added; NaN in it becomes null. The pointer `current` is not moved. Raises BundleError when the
+    version exists, ValueError when the manifest holds an infinity.
     """
     for part in (name, version):
         if not _NAME.fullmatch(part):
@@ -95,7 +97,7 @@ def write_bundle(
             "version": version,
         }
         hashes = {path.relative_to(work).as_posix(): _hash(path) for path in _files(work)}
-        _write_synced(work / MANIFEST, json.dumps({**head, **manifest, "files": hashes}, indent=2).encode())
+        _write_synced(work / MANIFEST, strict_json({**head, **manifest, "files": hashes}, indent=2).encode())
         for path in [*_files(work), *_folders(work), work]:
             _sync(path)
         # mkdtemp keeps strangers out, but the service runs as another user and must be able to read

@@ -96,6 +96,19 @@ def test_other_versions_are_refused(tmp_path: Path, key: str, value: int, said: 
         read_bundle(path)
 
 
+def test_the_manifest_is_json_for_any_reader(tmp_path: Path) -> None:
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    content = {"fingerprint": "f", "metrics": {"test": {"auc": float("nan"), "shares": [0.5, float("nan")]}}}
+    bundle = write_bundle(tmp_path, "daian", "v1", content, fill)
+    manifest = json.loads((bundle.path / "manifest.json").read_text(), parse_constant=refuse)
+    assert manifest["metrics"] == {"test": {"auc": None, "shares": [0.5, None]}} == bundle.manifest["metrics"]
+    with pytest.raises(ValueError, match="JSON"):
+        write_bundle(tmp_path, "daian", "v2", {"fingerprint": "f", "prior": float("inf")}, fill)
+    assert [path.name for path in (tmp_path / "daian").iterdir()] == ["v1"]
+
+
 def test_another_fingerprint_is_refused(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path, "daian", "v1", {"fingerprint": "0" * 64}, fill)
     with pytest.raises(BundleError, match="the graphs were made for 000000000000"):
