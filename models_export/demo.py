@@ -26,8 +26,9 @@ from training.commands import run_training
 from training.config import to_dict
 from training.data.prepare_wikispeedia import prepare_wikispeedia
 from training.data.synthetic import World, simulate
-from training.evaluate import Numbers, evaluate
+from training.evaluate import Numbers, evaluate, lines_of, saved_numbers
 from training.recipes import recipe
+from training.table import ranking_table
 
 HOME = Path("artifacts/demo")
 WORLD = World(n_requests=10_000, n_users=1_500, n_items=1_200, seed=1)
@@ -60,7 +61,7 @@ def demo(plan: DemoPlan) -> None:
         bundle = _bundle(runs[0], data, step)
     with Tour(bundle, data, steps, plan.port) as tour:
         tour.show()
-        print_numbers(numbers)
+        print(f"\nThe test split:\n{ranking_table(numbers)}")
         tour.print_farewell(time.monotonic() - started)
         if plan.keep_serving or _wants_more():
             tour.serve_until_interrupted()
@@ -153,16 +154,14 @@ def _train(name: str, data: Path, steps: Steps) -> Path:
 
 
 def _numbers(runs: list[Path], data: Path, tell: Callable[[str], None]) -> Numbers:
-    """Numbers by ranker: both models, then the baselines."""
+    """Numbers by ranker: both models, and the counting lines, which are computed once."""
     numbers: Numbers = {}
     for run in runs:
-        path = run / "metrics.json"
-        saved = json.loads(path.read_text(encoding="utf-8")).get("test") if path.is_file() else None
-        if saved is not None:
+        found = saved_numbers(run, "test")
+        if found is not None:
             tell(f"{run.name}: evaluated before")
-        found: Numbers = saved if saved is not None else evaluate(run, data, "test")
-        numbers = {**found, **numbers}
-    return dict(sorted(numbers.items(), key=lambda named: (named[0] in _BASELINES, named[0])))
+        numbers |= found or evaluate(run, data, "test", lines_of(numbers) or None)
+    return numbers
 
 
 def _bundle(run: Path, data: Path, tell: Callable[[str], None]) -> Bundle:
@@ -185,21 +184,6 @@ def _kept(path: Path, tell: Callable[[str], None]) -> bool:
 
 def _key(content: Any) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-_BASELINES = {"click_rate": "popularity (smoothed click rate)", "similarity": "cosine to the trigger",
-              "pair_rate": "pair (trigger, candidate) counts"}  # fmt: skip
-_COLUMNS = {"auc": "AUC", "gauc_request": "GAUC per request", "log_loss": "log-loss"}
-
-
-def print_numbers(numbers: Numbers) -> None:
-    """Rankers in rows; log-loss only where scores are probabilities."""
-    print(f"\nTest split {'':30}" + "".join(f"{title:>18}" for title in _COLUMNS.values()))
-    for name, found in numbers.items():
-        cells = [f"{found[column]:.4f}" if column in found else "-" for column in _COLUMNS]
-        print(f"  {_BASELINES.get(name, name):39}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def _wants_more() -> bool:

@@ -1,113 +1,181 @@
-"""What counting alone ranks by: the lines that a model must beat. Called by `training.evaluate`.
+"""What counting and cosines alone rank by: the lines that a model must beat.
 
-Counts come from the training days only. A candidate's rates are smoothed towards what is known without it: the item's
-click rate towards the overall one, the pair's (trigger, candidate) towards the item's.
+Called by `daian baselines` and by `training.evaluate`, which prints them beside a model. Counts come from the training
+split. The weights of the conditional logits come from the validation split: on the training split the counts hold the
+very click that is to be predicted. No encoder, no network, nothing random but the control's triggers, which are seeded.
+A cosine that cannot be computed (an item without a vector, a request without history) is 0.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int8, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int8, Int64
 
 from service.contract.catalogue import Catalogue
-from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
-from training.data.dataset import Split
-from training.data.labels import make_labels
+from training.choice import fit_choice
+from training.counts import Counts, count_requests
+from training.data.dataset import Split, open_catalogue, open_dataset
+from training.data.labels import group_codes
 from training.data.request_files import read_requests
-from training.scores import Scored, ranking_numbers
+from training.metrics import log_loss, ranking_numbers
 
-ITEM_SMOOTHING = 20.0  # impressions that the rate above counts as
-PAIR_SMOOTHING = 5.0
+LINES = {
+    "click_rate": "the candidate's click rate",
+    "pair_rate": "click rate of the pair (trigger, candidate)",
+    "cosine_trigger": "cosine to the trigger",
+    "cosine_history": "cosine to the newest 50 behaviours",
+    "logit_click_rate_trigger": "logit: click rate, cosine to trigger",
+    "logit_all": "logit: both rates, both cosines",
+    "cosine_goal": "cosine to the goal",
+    "logit_all_goal": "logit: all of these and cosine to goal",
+    "cosine_random": "control: cosine to a random trigger",
+}
+NEWEST = 50
+GOAL = "goal"  # the context field of item ids that some data sets have: what the user really looks for
+_RATES = ("click_rate", "pair_rate")
+_MIXTURES = {
+    "logit_click_rate_trigger": ("click_rate", "cosine_trigger"),
+    "logit_all": ("click_rate", "pair_rate", "cosine_trigger", "cosine_history"),
+    "logit_all_goal": ("click_rate", "pair_rate", "cosine_trigger", "cosine_history", "cosine_goal"),
+}
+_BATCH_REQUESTS = 256  # vectors of all candidates of a batch are in memory at once
+_SEED = 0
+
+Scores = Float[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Clicks and impressions of the training days: by catalogue row, and by pair (sorted codes)."""
+class Known:
+    """What the lines rank by: the items' vectors, the counts of the training split, whether requests name a goal."""
 
-    item_clicks: Int64[np.ndarray, " M1"]
-    item_shown: Int64[np.ndarray, " M1"]
-    pairs: Int64[np.ndarray, " P"]
-    pair_clicks: Int64[np.ndarray, " P"]
-    pair_shown: Int64[np.ndarray, " P"]
+    catalogue: Catalogue
+    counts: Counts
+    has_goal: bool
 
-    def item_rate(self, rows: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-        """Smoothed click rate of the items."""
-        overall = self.item_clicks.sum() / max(self.item_shown.sum(), 1)
-        smoothed = (self.item_clicks + ITEM_SMOOTHING * overall) / (self.item_shown + ITEM_SMOOTHING)
-        rate: Float64[np.ndarray, " N"] = smoothed[rows]
-        return rate
-
-    def pair_rate(self, triggers: Int64[np.ndarray, " N"], rows: Int64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
-        """Smoothed click rate of the candidate below this trigger."""
-        code = triggers * len(self.item_clicks) + rows
-        place = np.minimum(np.searchsorted(self.pairs, code), len(self.pairs) - 1)
-        known = self.pairs[place] == code
-        clicks, shown = self.pair_clicks[place] * known, self.pair_shown[place] * known
-        rate: Float64[np.ndarray, " N"] = (clicks + PAIR_SMOOTHING * self.item_rate(rows)) / (shown + PAIR_SMOOTHING)
-        return rate
+    @classmethod
+    def open(cls, data_folder: Path) -> "Known":
+        """Counts the training split of a prepared folder. Raises DataError when it is none."""
+        context = open_dataset(data_folder).schema.context
+        catalogue = open_catalogue(data_folder)
+        counts = count_requests(data_folder / "train", catalogue)
+        return cls(catalogue, counts, any(field.name == GOAL and field.kind == "id" for field in context))
 
 
-def count(train_folder: Path, catalogue: Catalogue) -> Counts:
-    """Counts the training requests."""
-    n_rows = catalogue.n_items + 1
-    clicks, shown = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
-    codes: list[Int64[np.ndarray, " P"]] = []
-    clicked: list[Int8[np.ndarray, " P"]] = []
-    for batch, batch_clicks in read_requests(train_folder):
-        triggers, rows = _rows(batch, catalogue)
-        shown += np.bincount(rows, minlength=n_rows)
-        clicks += np.bincount(rows[batch_clicks > 0], minlength=n_rows)
-        codes.append(triggers * n_rows + rows)
-        clicked.append(batch_clicks)
-    pairs, inverse = np.unique(np.concatenate(codes), return_inverse=True)
-    pair_clicks = np.bincount(inverse[np.concatenate(clicked) > 0], minlength=len(pairs))
-    return Counts(clicks, shown, pairs, pair_clicks, np.bincount(inverse, minlength=len(pairs)))
+@dataclass(frozen=True)
+class Shown:
+    """All candidates of a split: what each single line gives them, their clicks, group codes of user and request."""
+
+    scores: Mapping[str, Scores]
+    clicks: Int8[np.ndarray, " N"]
+    user: Int64[np.ndarray, " N"]
+    request: Int64[np.ndarray, " N"]
 
 
-def baseline_numbers(data_folder: Path, split: Split, encoder: Encoder) -> dict[str, dict[str, float]]:
-    """Ranking numbers of each baseline on a split: click rate, pair rate, similarity to the trigger."""
-    catalogue = encoder.catalogue
-    counts = count(data_folder / "train", catalogue)
-    parts: list[tuple[Scored, dict[str, np.ndarray]]] = []
-    for batch, clicks in read_requests(data_folder / split):
-        triggers, rows = _rows(batch, catalogue)
-        similarity = catalogue.similarity(triggers, rows)
-        scores = {
-            "click_rate": counts.item_rate(rows),
-            "pair_rate": counts.pair_rate(triggers, rows),
-            "similarity": similarity.astype(np.float64),
-        }
-        parts.append((_groups(batch, clicks, similarity, encoder), scores))
-    scored = [part for part, _ in parts]
-    whole = Scored(
-        logits=np.concatenate([part.logits for part in scored]),
-        clicks=np.concatenate([part.clicks for part in scored]),
-        user=np.concatenate([part.user for part in scored]),
-        request=np.concatenate([part.request for part in scored]),
-        has_intent=np.concatenate([part.has_intent for part in scored]),
-        intent_label=np.concatenate([part.intent_label for part in scored]),
-        intent=None,
-    )
-    names = parts[0][1]
-    return {name: ranking_numbers(np.concatenate([values[name] for _, values in parts]), whole) for name in names}
+def baseline_numbers(data_folder: Path, split: Split) -> dict[str, dict[str, float]]:
+    """Ranking numbers of every line on a split, in the order of LINES; log-loss where a line is a probability.
+
+    Lines with a goal only where requests have the field `goal`; logits only where the validation split has a click.
+    Raises DataError when the folder is not prepared.
+    """
+    known = Known.open(data_folder)
+    shown = read_shown(data_folder / split, known)
+    validation = shown if split == "validation" else _validation(data_folder, known)
+    scores = dict(shown.scores)
+    if validation is not None and validation.clicks.any():
+        scores |= _mixed(shown, validation)
+    return {name: _numbers(name, scores[name], shown) for name in LINES if name in scores}
 
 
-def _groups(batch: RequestBatch, clicks: Int8[np.ndarray, " N"], similarity: np.ndarray, encoder: Encoder) -> Scored:
-    labels = make_labels(batch, clicks, similarity, encoder.scale)
-    request = batch.candidate_request
-    return Scored(
-        logits=similarity,
-        clicks=labels.clicks,
-        user=labels.user_group[request],
-        request=labels.request_group[request],
-        has_intent=labels.has_intent,
-        intent_label=labels.intent,
-        intent=None,
+def read_shown(folder: Path, known: Known) -> Shown:
+    """Reads request files batch by batch; what stays in memory is a few numbers a candidate."""
+    random = np.random.default_rng(_SEED)
+    parts = [_shown(batch, clicks, known, random) for batch, clicks in read_requests(folder, _BATCH_REQUESTS)]
+    return Shown(
+        scores={name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores},
+        clicks=np.concatenate([part.clicks for part in parts]),
+        user=np.concatenate([part.user for part in parts]),
+        request=np.concatenate([part.request for part in parts]),
     )
 
 
-def _rows(batch: RequestBatch, catalogue: Catalogue) -> tuple[Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
-    triggers = catalogue.rows(batch.trigger.tolist())[batch.candidate_request]
-    return triggers, catalogue.rows(batch.candidate.tolist())
+def _validation(data_folder: Path, known: Known) -> Shown | None:
+    """The split that weights are fitted on; None when it was left empty (`--validation-share 0`)."""
+    folder = data_folder / "validation"
+    return read_shown(folder, known) if any(folder.glob("*.parquet")) else None
+
+
+def _shown(batch: RequestBatch, clicks: Int8[np.ndarray, " N"], known: Known, random: np.random.Generator) -> Shown:
+    catalogue, counts, owner = known.catalogue, known.counts, batch.candidate_request
+    trigger, candidate = catalogue.rows(batch.trigger.tolist()), catalogue.rows(batch.candidate.tolist())
+    scores: dict[str, Scores] = {
+        "click_rate": counts.click_rate(candidate),
+        "pair_rate": counts.pair_rate(trigger[owner], candidate),
+        "cosine_trigger": _cosine(catalogue, trigger[owner], candidate),
+        "cosine_history": np.einsum("nd,nd->n", history_means(batch, catalogue)[owner], _units(catalogue, candidate)),
+        "cosine_random": _cosine(catalogue, _random_rows(catalogue, batch.n_requests, random)[owner], candidate),
+    }
+    if known.has_goal:
+        scores["cosine_goal"] = _cosine(catalogue, catalogue.rows(batch.context[GOAL].tolist())[owner], candidate)
+    user, request = group_codes(batch)
+    return Shown(scores, clicks, user[owner], request[owner])
+
+
+def history_means(batch: RequestBatch, catalogue: Catalogue) -> Float32[np.ndarray, "R D"]:
+    """The direction of the mean unit vector of each request's newest 50 behaviours; zeros without any."""
+    means = np.zeros((batch.n_requests, catalogue.dimensions), dtype=np.float32)
+    rows = catalogue.rows(batch.behaviour_item.tolist())
+    for r in range(batch.n_requests):
+        start, end = batch.behaviour_offsets[r], batch.behaviour_offsets[r + 1]
+        if end > start:
+            newest = start + np.argsort(batch.behaviour_at[start:end], kind="stable")[-NEWEST:]
+            means[r] = _units(catalogue, rows[newest]).mean(axis=0)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    return means / np.where(lengths > 0, lengths, np.float32(1))
+
+
+def _units(catalogue: Catalogue, rows: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, "N D"]:
+    norms = catalogue.norms[rows]
+    units: Float32[np.ndarray, "N D"] = catalogue.codes[rows] / np.where(norms > 0, norms, np.float32(1))[:, None]
+    return units
+
+
+def _cosine(
+    catalogue: Catalogue, left: Int64[np.ndarray, " N"], right: Int64[np.ndarray, " N"]
+) -> Float32[np.ndarray, " N"]:
+    comparable: Bool[np.ndarray, " N"] = (catalogue.norms[left] > 0) & (catalogue.norms[right] > 0)
+    return np.where(comparable, catalogue.similarity(left, right), np.float32(0))
+
+
+def _random_rows(catalogue: Catalogue, n_rows: int, random: np.random.Generator) -> Int64[np.ndarray, " R"]:
+    """Triggers that have nothing to do with the request, of the items that have a vector."""
+    comparable = np.flatnonzero(catalogue.has_vector)
+    if not len(comparable):
+        return np.zeros(n_rows, dtype=np.int64)
+    drawn: Int64[np.ndarray, " R"] = random.choice(comparable, n_rows)
+    return drawn
+
+
+def _mixed(shown: Shown, validation: Shown) -> dict[str, Float64[np.ndarray, " N"]]:
+    """The conditional logits of the lines that are there."""
+    mixed = {}
+    for name, parts in _MIXTURES.items():
+        if all(part in shown.scores and part in validation.scores for part in parts):
+            weights = fit_choice(_matrix(validation, parts), validation.clicks, validation.request)
+            mixed[name] = _matrix(shown, parts) @ weights
+    return mixed
+
+
+def _matrix(shown: Shown, names: Sequence[str]) -> Float64[np.ndarray, "N F"]:
+    """Rates by their logarithm, cosines as they are."""
+    columns = [np.log(shown.scores[name]) if name in _RATES else shown.scores[name] for name in names]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _numbers(name: str, scores: Scores, shown: Shown) -> dict[str, float]:
+    found = ranking_numbers(scores, shown.clicks, shown.user, shown.request)
+    if name in _RATES:
+        found["log_loss"] = log_loss(np.log(scores) - np.log1p(-scores), shown.clicks)
+    return found

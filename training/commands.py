@@ -1,9 +1,8 @@
-"""`daian train` and `daian evaluate`; the data verbs come from `training.data.commands`. Found through the entry point.
+"""`daian train`, `daian evaluate` and `daian baselines`; the data verbs come from `training.data.commands`.
 
-Nothing heavy is imported before a verb runs: `daian --help` stays quick.
+Found through the entry point. Nothing heavy is imported before a verb runs: `daian --help` stays quick.
 """
 
-import json
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +21,7 @@ def register(app: App) -> None:
     """Adds training's verbs to the `daian` command."""
     app.command(train)
     app.command(evaluate)
+    app.command(baselines)
     register_data(app)
 
 
@@ -82,8 +82,35 @@ def evaluate(
     as_json
         Print JSON instead of a table.
     """
-    from training.evaluate import as_table
     from training.evaluate import evaluate as evaluate_run
 
-    numbers = evaluate_run(run, data, split)
-    print(json.dumps(numbers, indent=1) if as_json else as_table(numbers))
+    _print_numbers(evaluate_run(run, data, split), as_json)
+
+
+def baselines(
+    data: Path,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Print what counting and cosines alone achieve on a split: the lines that a model must beat.
+
+    Parameters
+    ----------
+    data
+        A folder made by `daian data prepare` or `daian data simulate`.
+    split
+        Which requests to score. Rates are counted on train and logits fitted on validation, whatever is scored.
+    as_json
+        Print JSON instead of a table.
+    """
+    from training.baselines import baseline_numbers
+
+    _print_numbers(baseline_numbers(data, split), as_json)
+
+
+def _print_numbers(numbers: dict[str, dict[str, float]], as_json: bool) -> None:
+    from service.contract.strict_json import strict_json
+    from training.table import ranking_table
+
+    print(strict_json(numbers, indent=1) if as_json else ranking_table(numbers))

@@ -1,10 +1,15 @@
-"""A finished run on one split of a data folder -> its numbers beside those of counting. Called by `daian evaluate`."""
+"""A finished run on one split of a data folder -> its numbers beside those of counting.
 
+Called by `daian evaluate` and the demo; the table is `training.table`.
+"""
+
+import json
+import math
 from pathlib import Path
 
 import torch
 
-from training.baselines import baseline_numbers
+from training.baselines import LINES, baseline_numbers
 from training.checkpoint import open_run
 from training.data.dataset import Split, open_catalogue
 from training.metrics import rela_impr
@@ -14,27 +19,38 @@ from training.train import evaluation_batches, write_metrics
 Numbers = dict[str, dict[str, float]]
 
 
-def evaluate(run_folder: Path, data_folder: Path, split: Split) -> Numbers:
-    """Numbers by ranker: the model under its own name, then the baselines. Also written into the run's metrics.json."""
+def evaluate(run_folder: Path, data_folder: Path, split: Split, lines: Numbers | None = None) -> Numbers:
+    """Numbers by ranker: the model under its own name, then the counting lines; NaN where nothing could be measured.
+
+    Also written into the run's metrics.json. `lines`: the counting lines of this split, where they are known already.
+    """
     run = open_run(run_folder, open_catalogue(data_folder))
     torch.set_num_threads(run.config.n_threads)
     scored = score_batches(run.model, evaluation_batches(data_folder, split, run.encoder, run.config).epoch())
-    numbers = {run.config.name: all_numbers(scored), **baseline_numbers(data_folder, split, run.encoder)}
-    base = numbers["click_rate"]["gauc_request"]
-    for found in numbers.values():
-        if base != 0.5:
-            found["rela_impr_gauc_request"] = rela_impr(found["gauc_request"], base)
+    numbers: Numbers = {run.config.name: all_numbers(scored)}
+    numbers |= baseline_numbers(data_folder, split) if lines is None else lines
+    add_rela_impr(numbers)
     write_metrics(run_folder, split, numbers)
     return numbers
 
 
-def as_table(numbers: Numbers) -> str:
-    """Rankers in rows, numbers in columns; a dash where a ranker has none."""
-    columns = list(next(iter(numbers.values())))
-    width = max(len(name) for name in numbers)
-    lines = [" ".join([" " * width, *columns])]
-    for name, found in numbers.items():
-        cells = [f"{found[c]:.4f}" if c in found else "-" for c in columns]
-        row = (cell.rjust(len(column)) for cell, column in zip(cells, columns, strict=True))
-        lines.append(" ".join([name.ljust(width), *row]))
-    return "\n".join(lines)
+def add_rela_impr(numbers: Numbers) -> None:
+    """Adds RelaImpr of the GAUC per request over the click rate's; it says nothing unless that lies above chance."""
+    base = numbers["click_rate"]["gauc_request"]
+    if base > 0.5:
+        for found in numbers.values():
+            found["rela_impr_gauc_request"] = rela_impr(found["gauc_request"], base)
+
+
+def saved_numbers(run_folder: Path, split: Split) -> Numbers | None:
+    """What an earlier `evaluate` wrote into metrics.json; None when it did not, or knew fewer lines than today."""
+    path = run_folder / "metrics.json"
+    saved = json.loads(path.read_text(encoding="utf-8")).get(split) if path.is_file() else None
+    if saved is None or "cosine_random" not in saved:  # the control is never absent
+        return None
+    return {name: {k: math.nan if v is None else v for k, v in found.items()} for name, found in saved.items()}
+
+
+def lines_of(numbers: Numbers) -> Numbers:
+    """The counting lines alone."""
+    return {name: found for name, found in numbers.items() if name in LINES}

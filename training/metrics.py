@@ -1,4 +1,5 @@
-"""Ranking metrics, vectorised over numpy arrays. Called by `training.scores` and `training.evaluate`; knows no model.
+"""Ranking metrics, vectorised over numpy arrays. Called by `training.scores`, `training.baselines` and
+`training.evaluate`; knows no model.
 
 Ties count one half. Groups with clicks only or no clicks have no AUC and are left out of the mean.
 """
@@ -26,6 +27,19 @@ def gauc(scores: Scores, clicks: Clicks, groups: Groups, weighted: bool = True) 
     if not len(values):
         return float("nan")
     return float(np.average(values, weights=sizes if weighted else None))
+
+
+def ranking_numbers(scores: Scores, clicks: Clicks, user: Groups, request: Groups) -> dict[str, float]:
+    """AUC and its means by user and request for any scores of a split, a model's or a counting line's.
+
+    gauc_* are weighted by impressions; auc_per_request is the plain mean.
+    """
+    return {
+        "auc": auc(scores, clicks),
+        "gauc_user": gauc(scores, clicks, user),
+        "gauc_request": gauc(scores, clicks, request),
+        "auc_per_request": gauc(scores, clicks, request, weighted=False),
+    }
 
 
 def group_aucs(

@@ -64,19 +64,6 @@ def _joined(seen: list[Scored]) -> Scored:
     return Scored(*(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
-def ranking_numbers(scores: Float[np.ndarray, " N"], scored: Scored) -> dict[str, float]:
-    """AUC and its means by user and request for any scores of a split, a model's or a baseline's.
-
-    gauc_* are weighted by impressions; auc_per_request is the plain mean.
-    """
-    return {
-        "auc": metrics.auc(scores, scored.clicks),
-        "gauc_user": metrics.gauc(scores, scored.clicks, scored.user),
-        "gauc_request": metrics.gauc(scores, scored.clicks, scored.request),
-        "auc_per_request": metrics.gauc(scores, scored.clicks, scored.request, weighted=False),
-    }
-
-
 def intent_numbers(scored: Scored) -> dict[str, float]:
     """How near predicted intents are to observed ones, over requests with a label; empty without a prediction."""
     if scored.intent is None or not scored.has_intent.any():
@@ -94,7 +81,7 @@ def intent_numbers(scored: Scored) -> dict[str, float]:
 def all_numbers(scored: Scored) -> dict[str, float]:
     """Everything that is reported about a model on a split."""
     return {
-        **ranking_numbers(scored.logits, scored),
+        **metrics.ranking_numbers(scored.logits, scored.clicks, scored.user, scored.request),
         "log_loss": metrics.log_loss(scored.logits, scored.clicks),
         **intent_numbers(scored),
     }

@@ -1,7 +1,8 @@
 """Labels and group codes of encoded requests. Offline only: nothing here is ever an input of a model.
 
-Called by `batches`. The intent label is DAIAN's eq. (1): the share of a request's clicks in each similarity level to
-the trigger. It uses the encoder's own similarities and its own scale, the same numbers that the model sees.
+Called by `batches`; the group codes also by `training.baselines`. The intent label is DAIAN's eq. (1): the share of a
+request's clicks in each similarity level to the trigger. It uses the encoder's own similarities and its own scale, the
+same numbers that the model sees.
 """
 
 from typing import NamedTuple
@@ -38,18 +39,24 @@ def make_labels(
 ) -> Labels:
     """The labels of a batch, given its candidates' similarities to the trigger as they were encoded."""
     intent, has_intent = intent_labels(batch, clicks, candidate_similarity, scale)
-    users = batch.user["user"]
-    user_group = [
-        _code(f"user:{user}") if user is not None else _code(f"request:{request}")
-        for user, request in zip(users, batch.request_id, strict=True)
-    ]
+    user_group, request_group = group_codes(batch)
     return Labels(
         clicks=clicks.astype(np.float32),
         intent=intent,
         has_intent=has_intent,
-        user_group=np.array(user_group, dtype=np.int64),
-        request_group=np.array([_code(f"request:{request}") for request in batch.request_id], dtype=np.int64),
+        user_group=user_group,
+        request_group=request_group,
     )
+
+
+def group_codes(batch: RequestBatch) -> tuple[Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]:
+    """The codes of each request's user and of the request itself, as in Labels."""
+    request_group = [_code(f"request:{request}") for request in batch.request_id]
+    user_group = [
+        _code(f"user:{user}") if user is not None else request
+        for user, request in zip(batch.user["user"], request_group, strict=True)
+    ]
+    return np.array(user_group, dtype=np.int64), np.array(request_group, dtype=np.int64)
 
 
 def intent_labels(

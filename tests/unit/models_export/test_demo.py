@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import models_export.demo
-from models_export.demo import DemoPlan, Steps, _data, _key, _recipes, _train, print_numbers
+from models_export.demo import DemoPlan, Steps, _data, _key, _numbers, _recipes, _train
 from training.config import TrainConfig
 from training.data.synthetic import World
+from training.evaluate import Numbers
 from training.recipes import daian_demo, din_demo
 
 
@@ -67,17 +68,17 @@ def test_keys_follow_content_not_order() -> None:
     assert _key({"a": 1, "b": 2}) == _key({"b": 2, "a": 1}) != _key({"a": 1, "b": 3})
 
 
-def test_the_table_has_every_ranker_and_a_dash_for_no_probability(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_numbers({
-        "daian_demo": {"auc": 0.71, "gauc_request": 0.7, "log_loss": 0.21, "intent_kl": 1.0},
-        "similarity": {"auc": 0.61, "gauc_request": 0.6},
-    })  # fmt: skip
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[0].split() == ["Test", "split", "AUC", "GAUC", "per", "request", "log-loss"]
-    assert lines[1].split() == ["daian_demo", "0.7100", "0.7000", "0.2100"]
-    assert lines[2].split()[-3:] == ["0.6100", "0.6000", "-"]
+def test_the_counting_lines_are_computed_once_for_both_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Numbers | None] = []
+
+    def evaluate(run: Path, _data: Path, _split: str, lines: Numbers | None) -> Numbers:
+        given.append(lines)
+        return {run.name: {"auc": 0.7}, "click_rate": {"auc": 0.6}}
+
+    monkeypatch.setattr(models_export.demo, "evaluate", evaluate)
+    numbers = _numbers([tmp_path / "daian", tmp_path / "din"], tmp_path, print)
+    assert given == [None, {"click_rate": {"auc": 0.6}}]
+    assert set(numbers) == {"daian", "din", "click_rate"}
 
 
 def test_steps_number_themselves_and_say_how_long_they_took(capsys: pytest.CaptureFixture[str]) -> None:

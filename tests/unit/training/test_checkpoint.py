@@ -115,6 +115,9 @@ class Stops:
     def validation(self, *_given: object) -> None:
         """Never reached."""
 
+    def note(self, *_given: object) -> None:
+        """Not listened to."""
+
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     """Two shops with the same fields: the vocabulary of one would quietly be trained on the other."""

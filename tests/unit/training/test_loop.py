@@ -1,6 +1,6 @@
 """The training loop on batches made in memory: what it freezes, when it validates and stops, what it leaves behind."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from tests.unit.training.random_inputs import SIZES, random_batch
+from training import loop
 from training.config import OptimConfig, TrainConfig
 from training.data.batches import Batch, Position
+from training.data.errors import DataError
 from training.loop import StageState, fit_stage, without_users
 from training.models import build_model
+from training.models.daian import DaianConfig
 from training.models.din import DinConfig
 from training.models.spec import Stage
 from training.optimizers import make_optimizer
@@ -46,6 +49,7 @@ class Memory:
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.validations: list[tuple[int, dict[str, float]]] = []
+        self.notes: list[str] = []
 
     def step(self, stage: str, step: int, loss: float, n_candidates: int, seconds: float) -> None:
         assert (stage, n_candidates) == ("clicks", 14)
@@ -56,6 +60,9 @@ class Memory:
     def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
         assert stage == "clicks"
         self.validations.append((step, numbers))
+
+    def note(self, stage: str, text: str) -> None:
+        self.notes.append(f"{stage}: {text}")
 
 
 def fresh() -> nn.Module:
@@ -121,6 +128,112 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step() -> None:
         next(iter(model.parameters()))[:] = float("nan")
     with pytest.raises(FloatingPointError, match="step 1"):
         fit_stage(model, CLICKS, InMemory(), InMemory(1), CONFIG, Memory())
+
+
+# ---- what a stage can learn from, and be chosen by ------------------------------------------------------------------
+
+
+class Changed(InMemory):
+    """The same batches, each with something changed."""
+
+    def __init__(self, change: Callable[[Batch], Batch], n_batches: int = 1) -> None:
+        super().__init__(n_batches)
+        self.change = change
+
+    def epoch(self, start: Position = Position()) -> Iterator[Batch]:  # noqa: B008
+        for batch in super().epoch(start):
+            yield self.change(batch)
+
+
+def without_labels(batch: Batch) -> Batch:
+    """A shop without vectors: no click has a level."""
+    nothing = torch.zeros_like(batch.has_intent)
+    return batch._replace(has_intent=nothing, intent=torch.zeros_like(batch.intent))
+
+
+INTENT = Stage("clicks", trains=("uim",), loss="intent", intent="none", requests="clicked")
+INTERESTS = Stage("clicks", trains=("tables", "base", "top", "implicit", "explicit"), intent="true")
+DAIAN = DaianConfig(width=16, top=(8,), uim_hidden=(8,), similarity_width=8)
+
+
+def fit_daian(stage: Stage, train: InMemory, validation: InMemory) -> tuple[nn.Module, StageState, Memory]:
+    torch.manual_seed(4)
+    model, memory = build_model(DAIAN, SIZES), Memory()
+    state = fit_stage(model, stage, train, validation, replace(CONFIG, model=DAIAN), memory)
+    return model, state, memory
+
+
+def test_an_intent_stage_without_any_label_is_left_out_and_says_so() -> None:
+    torch.manual_seed(4)
+    before = build_model(DAIAN, SIZES).state_dict()
+    model, state, memory = fit_daian(INTENT, Changed(without_labels, N_BATCHES), Changed(without_labels))
+    assert (state.finished, state.step, memory.steps) == (True, 0, [])
+    assert len(memory.notes) == 1
+    assert "no training request has an intent label" in memory.notes[0]
+    assert "daian embed" in memory.notes[0]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_other_stages_learn_without_a_label() -> None:
+    _, state, memory = fit_daian(INTERESTS, Changed(without_labels, N_BATCHES), Changed(without_labels))
+    assert state.step == len(memory.steps) == N_BATCHES
+    assert state.best_weights is not None
+
+
+def test_labels_in_training_and_none_in_validation_are_refused_before_the_first_step() -> None:
+    memory = Memory()
+    model = build_model(DAIAN, SIZES)
+    with pytest.raises(DataError, match=r"no validation request has an intent label.*prepare the data"):
+        fit_stage(model, INTENT, InMemory(), Changed(without_labels), replace(CONFIG, model=DAIAN), memory)
+    assert not memory.steps
+
+
+@pytest.mark.parametrize("select_by", ["gauc_request", "gauc_user"])
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["nobody clicks", "all is clicked"])
+def test_a_validation_that_cannot_choose_weights_is_refused_before_the_first_step(select_by: str, value: float) -> None:
+    of_one_kind = Changed(lambda batch: batch._replace(clicks=torch.full_like(batch.clicks, value)))
+    memory, config = Memory(), replace(CONFIG, select_by=select_by)
+    with pytest.raises(DataError, match=rf"{select_by}.*prepare the data"):
+        fit_stage(fresh(), CLICKS, InMemory(), of_one_kind, config, memory)
+    assert not memory.steps
+
+
+def test_users_may_choose_weights_where_no_request_can() -> None:
+    """Pages of one candidate: no request has both kinds, but a user with two of them has."""
+
+    def one_page_each(batch: Batch) -> Batch:
+        pages = random_batch((1, 1, 1, 1))
+        return pages._replace(clicks=torch.tensor([1.0, 0.0, 1.0, 0.0]), after=batch.after)
+
+    config = replace(CONFIG, select_by="gauc_user")
+    state = fit_stage(fresh(), CLICKS, InMemory(), Changed(one_page_each), config, Memory())
+    assert state.best_weights is not None
+    with pytest.raises(DataError, match=r"gauc_request.*select_by='gauc_user'"):
+        fit_stage(fresh(), CLICKS, InMemory(), Changed(one_page_each), CONFIG, Memory())
+
+
+def test_an_empty_validation_is_refused_before_the_first_step() -> None:
+    memory = Memory()
+    with pytest.raises(DataError, match="gauc_request"):
+        fit_stage(fresh(), CLICKS, InMemory(), InMemory(0), CONFIG, memory)
+    assert not memory.steps
+
+
+def test_a_number_that_is_none_never_ends_a_stage_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "all_numbers", lambda _scored: {"gauc_request": float("nan")})
+    with pytest.raises(FloatingPointError, match="gauc_request"):
+        fit()
+
+
+def test_a_stage_may_be_given_its_number_of_steps() -> None:
+    """6 steps of epochs of 4: one and a half, whatever the stage says of epochs; validated where it ends."""
+    model, memory = fresh(), Memory()
+    state = fit_stage(model, CLICKS, InMemory(), InMemory(1), CONFIG, memory, n_steps=6)
+    assert state.step == 6
+    assert [step for step, _ in memory.validations] == [4, 6]
+    longer = Memory()
+    fit_stage(fresh(), replace(CLICKS, max_epochs=1), InMemory(), InMemory(1), CONFIG, longer, n_steps=8)
+    assert [step for step, _ in longer.validations] == [4, 8]
 
 
 def test_checkpoints_come_every_so_many_steps() -> None:

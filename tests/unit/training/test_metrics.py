@@ -74,6 +74,14 @@ def test_the_weights_of_gauc_are_impressions() -> None:
     assert metrics.gauc(scores, clicks, groups, weighted=False) == pytest.approx((1 + 2 / 3) / 2)
 
 
+def test_ranking_numbers_by_hand() -> None:
+    scores, clicks = np.array([0.9, 0.1, 0.1, 0.9, 0.0, 0.0]), np.array([1, 0, 1, 0, 0, 0])
+    found = metrics.ranking_numbers(scores, clicks, np.zeros(6, np.int64), np.array([1, 1, 2, 2, 2, 2]))
+    whole = (1 + 0.5 + 1 + 1 + 0 + 0.5 + 1 + 1) / 8  # each click against 0.1, 0.9, 0, 0
+    by_request = {"gauc_request": (2 * 1 + 4 * 2 / 3) / 6, "auc_per_request": (1 + 2 / 3) / 2}
+    assert found == pytest.approx({"auc": whole, "gauc_user": whole, **by_request})
+
+
 def test_rela_impr_is_the_papers() -> None:
     assert round(metrics.rela_impr(0.6382, 0.6432), 2) == -3.49
     assert metrics.rela_impr(0.75, 0.625) == pytest.approx(100.0)

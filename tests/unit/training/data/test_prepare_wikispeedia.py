@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from training.data.content_encoders import HashedNgrams
-from training.data.counting_baselines import counting_baselines, fit_choice
 from training.data.dataset import open_catalogue, open_dataset, split_files
 from training.data.errors import DataError
 from training.data.prepare_wikispeedia import article_text, page_views, prepare_wikispeedia, split_games, step_times
@@ -234,32 +233,6 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (source / "links.tsv").unlink()
     with pytest.raises(DataError, match=r"links\.tsv: no such file"):
         prepare(source, tmp_path / "out")
-
-
-# --- counting --------------------------------------------------------------------------------------------------------
-
-
-def test_counting_finds_what_is_always_clicked(tmp_path: Path) -> None:
-    paths = ["Ape;Cat" if n % 4 else "Ape;End" for n in range(40)]
-    source = write_source(tmp_path / "source", [line(path, 10_000 + 200 * n) for n, path in enumerate(paths)])
-    prepare(source, tmp_path / "out")
-    lines = counting_baselines(tmp_path / "out")
-    assert lines["click rate"] == pytest.approx(
-        0.875
-    )  # Cat before End before Dog: End is 1 of 4 clicks, then 1 of 2 pairs
-    assert lines["pair rate"] == pytest.approx(0.875)
-    assert "cosine to goal" not in lines
-
-
-def test_the_choice_model_finds_the_weights_that_made_the_clicks() -> None:
-    random = np.random.default_rng(0)
-    features = random.standard_normal((4_000, 5, 2))
-    odds = features @ np.array([1.5, -0.5])
-    chosen = (odds + random.gumbel(size=odds.shape)).argmax(axis=1)
-    clicks = (np.arange(5) == chosen[:, None]).astype(np.int8).ravel()
-    clicks[:50] = 0  # pages without a click
-    weights = fit_choice(features.reshape(-1, 2), clicks, np.repeat(np.arange(4_000), 5))
-    assert np.allclose(weights, [1.5, -0.5], atol=0.1)
 
 
 REAL = Path(os.environ.get("DAIAN_TEST_WIKISPEEDIA", Path(__file__).parents[5] / "shared" / "data" / "wikispeedia"))

@@ -104,7 +104,7 @@ def test_a_stop_on_what_is_scaled_cuts_the_interests_off(monkeypatch: pytest.Mon
         return [part.detach() for part in honest(self, state, *rest)]  # type: ignore[arg-type]
 
     monkeypatch.setattr(Daian, "_gated_interests", stopped)
-    with pytest.raises(RuntimeError, match="not to have been used"):
+    with pytest.raises(RuntimeError, match="not have been used"):
         check_the_scaled_interests_learn(monkeypatch)
 
 
@@ -207,6 +207,22 @@ def test_the_three_stages_are_the_papers() -> None:
     model = small()
     tops = {name.partition(".")[0] for name, _ in model.named_parameters()}
     assert tops == set(joint.trains)
+
+
+def test_without_die_there_is_no_intent_to_learn() -> None:
+    """H_imp alone reads ŷ_int: without it no logit does, and an intent stage would be spent on nothing."""
+    config = replace(SMALL, use_die=False)
+    assert [stage.name for stage in SPEC.stages(config)] == ["joint"]
+    model = small(config)
+    assert not [name for name, _ in model.named_parameters() if name.startswith("uim")]
+    assert "intent" not in model.encode_request(random_inputs((2, 2)))
+    assert [stage.name for stage in SPEC.stages(SMALL)] == ["intent", "interests", "joint"]
+
+
+def test_one_stage_takes_as_long_as_the_three_together() -> None:
+    (whole,) = SPEC.stages(replace(SMALL, three_stages=False))
+    assert whole.as_long_as == SPEC.stages(SMALL)
+    assert (whole.requests, whole.loss, whole.intent) == ("all", "click", "predicted")
 
 
 def test_stage_three_starts_as_exactly_what_stage_two_left() -> None:

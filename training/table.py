@@ -1,0 +1,60 @@
+"""The printed table: models beside the counting lines. Used by `daian evaluate`, `daian baselines` and `daian demo`."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from training.baselines import LINES
+
+Numbers = Mapping[str, Mapping[str, float]]
+
+JUDGED_BY = "auc_per_request"
+_COLUMNS = {
+    "auc": "AUC",
+    "gauc_user": "GAUC user",
+    "gauc_request": "GAUC request",
+    JUDGED_BY: "AUC/request",
+    "log_loss": "log-loss",
+}
+_LEGEND = "GAUC: mean AUC of users or requests by impressions; AUC/request: plain mean; log-loss only of probabilities."
+_CELL = 6  # 0.7401
+
+
+def ranking_table(numbers: Numbers) -> str:
+    """Rankers in rows, models first; a dash for what was not measured; at the end who does not beat a line."""
+    models = [name for name in numbers if name not in LINES]
+    rows = [*models, *(name for name in LINES if name in numbers)]
+    width = max(len(LINES.get(name, name)) for name in rows)
+    lines = [" " * width + "".join(_beside(title, title) for title in _COLUMNS.values())]
+    for name in rows:
+        cells = (_beside(_cell(numbers[name], key), title) for key, title in _COLUMNS.items())
+        verdict = "" if name in models else _verdict(name, models, numbers)
+        lines.append((LINES.get(name, name).ljust(width) + "".join(cells) + "  " + verdict).rstrip())
+    return "\n".join([*lines, _LEGEND, *(line for name in models for line in _more(name, numbers[name]))])
+
+
+def not_beaten_by(line: str, models: Sequence[str], numbers: Numbers) -> list[str]:
+    """The models whose mean AUC per request is not above the line's; none where either was not measured."""
+    value = numbers[line][JUDGED_BY]
+    return [model for model in models if numbers[model][JUDGED_BY] <= value]
+
+
+def _verdict(line: str, models: Sequence[str], numbers: Numbers) -> str:
+    stronger = not_beaten_by(line, models, numbers)
+    if not stronger:
+        return ""
+    return "not beaten" if len(stronger) == len(models) else "not beaten by " + ", ".join(stronger)
+
+
+def _more(name: str, found: Mapping[str, float]) -> list[str]:
+    """What only a model has, by its key, in a line of its own."""
+    rest = {key: value for key, value in found.items() if key not in _COLUMNS and not math.isnan(value)}
+    return [f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in rest.items())] if rest else []
+
+
+def _beside(text: str, title: str) -> str:
+    return "  " + text.rjust(max(len(title), _CELL))
+
+
+def _cell(found: Mapping[str, float], key: str) -> str:
+    value = found.get(key, math.nan)
+    return "-" if math.isnan(value) else f"{value:.4f}"
