@@ -7,6 +7,7 @@ holds that, the weights, the optimiser and the random state: killed at any momen
 bits.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from training.data.batches import Batch, Position
 from training.losses import click_loss, intent_loss
 from training.models.spec import Stage
 from training.optimizers import StageOptimizer, make_optimizer
+from training.readiness import NO_LABELS, check_labelled, check_ranked, has_intent_label
 from training.scores import all_numbers, score_batches
 
 UNKNOWN = 1  # the contract's id for a value that the vocabulary does not hold
@@ -44,6 +46,10 @@ class Recorder(Protocol):
 
     def validation(self, stage: str, step: int, numbers: dict[str, float]) -> None:
         """The validation split was scored."""
+        ...
+
+    def note(self, stage: str, text: str) -> None:
+        """Something that whoever trains should know."""
         ...
 
 
@@ -99,28 +105,36 @@ def fit_stage(
     state: StageState | None = None,
     optimizer_state: dict[str, Any] | None = None,
     checkpoint: Callable[[StageState, StageOptimizer], None] = lambda _state, _optimizer: None,
+    n_steps: int | None = None,
 ) -> StageState:
     """Trains one stage from `state` on and leaves the best weights in the model.
 
-    `checkpoint` is called every `config.checkpoint_every` steps with all that is needed to go on from there.
+    `checkpoint` is called every `config.checkpoint_every` steps with all that is needed to go on from there. `n_steps`
+    takes the place of the stage's epochs. A stage that learns intents is left out, and says so, when no request has a
+    label: a shop without vectors. Raises DataError before the first step when the validation could not choose weights,
+    FloatingPointError when a loss or a validation number is none.
     """
     state = state or StageState()
+    if not _can_learn(stage, train, validation, config, recorder):
+        state.finished = True
+        return state
     optimizer = make_optimizer(model, stage, config.optim)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
     model.train()
-    while _goes_on(state, stage):
+    while _goes_on(state, stage, n_steps):
         epoch = state.position.epoch
         for batch in train.epoch(state.position):
             _step(model, stage, without_users(batch, config.unknown_user_share), optimizer, state, recorder)
             state.position = batch.after
-            if state.position.epoch > epoch or (config.evaluate_every and state.step % config.evaluate_every == 0):
+            due = config.evaluate_every and state.step % config.evaluate_every == 0
+            if state.position.epoch > epoch or due or state.step == n_steps:
                 _validate(model, stage, validation, config, recorder, state)
             if state.step % config.checkpoint_every == 0:
                 checkpoint(state, optimizer)
-            if not _goes_on(state, stage):
+            if not _goes_on(state, stage, n_steps):
                 break
-        if state.position.epoch == epoch and _goes_on(state, stage):  # the epoch's last pool held nothing
+        if state.position.epoch == epoch and _goes_on(state, stage, n_steps):  # the epoch's last pool held nothing
             state.position = Position(epoch + 1)
             _validate(model, stage, validation, config, recorder, state)
     state.finished = True
@@ -129,8 +143,23 @@ def fit_stage(
     return state
 
 
-def _goes_on(state: StageState, stage: Stage) -> bool:
-    return not state.finished and state.position.epoch < stage.max_epochs
+def _can_learn(
+    stage: Stage, train: BatchSource, validation: BatchSource, config: TrainConfig, recorder: Recorder
+) -> bool:
+    """False, and said so, for a stage without a label. Raises DataError when nothing could choose its weights."""
+    if stage.loss != "intent":
+        check_ranked(validation.epoch(), config.select_by)
+    elif has_intent_label(train.epoch()):
+        check_labelled(validation.epoch())
+    else:
+        recorder.note(stage.name, NO_LABELS)
+        return False
+    return True
+
+
+def _goes_on(state: StageState, stage: Stage, n_steps: int | None) -> bool:
+    left = state.position.epoch < stage.max_epochs if n_steps is None else state.step < n_steps
+    return left and not state.finished
 
 
 def _step(
@@ -159,8 +188,13 @@ def _validate(
 ) -> None:
     """Scores the validation split with the predicted intent, whatever was fed, and remembers the best weights."""
     numbers = all_numbers(score_batches(model, validation.epoch()))
-    value = -numbers["intent_kl"] if stage.loss == "intent" else numbers[config.select_by]
+    select_by = "intent_kl" if stage.loss == "intent" else config.select_by
+    value = -numbers[select_by] if stage.loss == "intent" else numbers[select_by]
     recorder.validation(stage.name, state.step, numbers)
+    if math.isnan(value):  # it would lose against any other: no weights would ever be kept
+        raise FloatingPointError(
+            f"stage {stage.name!r}, step {state.step}: {select_by} of the validation is nan; lower the learning rate"
+        )
     if value > state.best:
         state.best, state.best_step, state.n_worse = value, state.step, 0
         state.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

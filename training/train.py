@@ -25,8 +25,9 @@ from training.data.fit_encoder import fit_encoder
 from training.data.whole_files import write_whole
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
-from training.models.spec import RankingModel
+from training.models.spec import RankingModel, Stage
 from training.optimizers import StageOptimizer
+from training.readiness import has_intent_label
 from training.scores import all_numbers, score_batches
 
 ExportCheck = Callable[[RankingModel, Encoder], object]  # raises to refuse
@@ -52,7 +53,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build_model(config.model, encoder.sizes)
     if config.content_start:
-        start_from_content(model, encoder, config.content_start)
+        _start_from_content(model, encoder, config, recorder)
     save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
     validation = evaluation_batches(data_folder, "validation", encoder, config)
     _fit_all(model, config, data_folder, run_folder, encoder, validation, recorder)
@@ -60,6 +61,14 @@ def train(
     numbers = all_numbers(score_batches(model, validation.epoch()))
     write_metrics(run_folder, "validation", numbers)
     return numbers
+
+
+def _start_from_content(model: nn.Module, encoder: Encoder, config: TrainConfig, recorder: Recorder) -> None:
+    """A shop without vectors trains all the same, and is told."""
+    if encoder.catalogue.has_vector.any():
+        start_from_content(model, encoder, config.content_start)
+    else:
+        recorder.note("start", "no item has a vector, so ids start from small random numbers, not from content")
 
 
 def _encoder(data_folder: Path, run_folder: Path) -> Encoder:
@@ -91,18 +100,34 @@ def _fit_all(
     n_before = resumed.n_before
     for number in range(resumed.stage, len(stages)):
         stage = stages[number]
-        plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
-        batches = Batches(split_files(data_folder, "train"), encoder, plan)
+        batches = training_batches(data_folder, encoder, config, stage, number)
+        n_steps = _n_steps(stage, data_folder, encoder, config)
         save = _saver(model, folder, number, n_before)
         state, optimizer_state = resumed.state_of(number)
-        state = fit_stage(model, stage, batches, validation, config, recorder, state, optimizer_state, save)
+        state = fit_stage(model, stage, batches, validation, config, recorder, state, optimizer_state, save, n_steps)
         n_before += state.step
         save_checkpoint(folder, n_before, between_stages(model, number + 1, n_before))
 
 
-def _saver(
-    model: nn.Module, folder: Path, stage: int, n_before: int
-) -> Callable[[StageState, StageOptimizer], None]:
+def training_batches(data_folder: Path, encoder: Encoder, config: TrainConfig, stage: Stage, number: int) -> Batches:
+    """What the stage of this number trains on, in its own order."""
+    plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
+    return Batches(split_files(data_folder, "train"), encoder, plan)
+
+
+def _n_steps(stage: Stage, data_folder: Path, encoder: Encoder, config: TrainConfig) -> int | None:
+    """As many steps as the stages that this one replaces would take together; None when it replaces none."""
+    if not stage.as_long_as:
+        return None
+    total = 0
+    for number, part in enumerate(stage.as_long_as):
+        batches = training_batches(data_folder, encoder, config, part, number)
+        if part.loss != "intent" or has_intent_label(batches.epoch()):
+            total += sum(batches.n_batches(epoch) for epoch in range(part.max_epochs))
+    return total
+
+
+def _saver(model: nn.Module, folder: Path, stage: int, n_before: int) -> Callable[[StageState, StageOptimizer], None]:
     def save(state: StageState, optimizer: StageOptimizer) -> None:
         save_checkpoint(folder, n_before + state.step, checkpoint_content(model, stage, n_before, state, optimizer))
 

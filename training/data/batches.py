@@ -77,6 +77,11 @@ class Batches:
         """Requests in the files, before the `requests` filter."""
         return sum(n for _, _, n in self._groups)
 
+    def n_batches(self, epoch: int) -> int:
+        """Batches of a whole epoch. Reads the requests, encodes none."""
+        pools = enumerate(self._pools(epoch))
+        return sum(len(self._cut(self._read(pool)[0], epoch, number)) for number, pool in pools)
+
     def epoch(self, start: Position = Position()) -> Iterator[Batch]:
         """The rest of `start.epoch`, from `start` on, prefetched. Starting at a batch's `after` resumes exactly."""
         yield from _prefetched(self._epoch(start), self.plan.n_ahead)

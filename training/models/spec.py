@@ -51,6 +51,7 @@ class Stage:
     intent: what the request phase is given: nothing to choose ("none"), the label ("true") or its own prediction.
     requests: all of them, or only those with a click (the others have no intent label).
     learning_rates: ratio to the optimiser's rate by prefix, 1 where absent.
+    as_long_as: the stages whose steps together this one takes, in the place of `max_epochs`; () = its own epochs.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     requests: Literal["all", "clicked"] = "all"
     learning_rates: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     max_epochs: int = 1
+    as_long_as: tuple["Stage", ...] = ()
 
 
 @dataclass(frozen=True)
