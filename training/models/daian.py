@@ -11,7 +11,7 @@ dense top.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -49,7 +49,7 @@ class DaianConfig:
     dropout: float = 0.0
 
     intent_form: Literal["levels", "score"] = "levels"  # "score" is the ablation without UIM: one sigmoid number
-    use_die: bool = True
+    use_die: bool = True  # False: no interests, so no intent either
     use_sein: bool = True
     three_stages: bool = True
     uim_pool: Literal["trigger", "mean"] = "trigger"
@@ -212,7 +212,8 @@ class Daian(nn.Module):
         self.tables = RequestTables(sizes, config.widths, context=True)
         behaviours = self.tables.behaviours
         item, behaviour = behaviours.item_width, behaviours.behaviour_width
-        self.uim = UserIntentModule(config, sizes, self.tables)
+        # Only H_imp reads the intent: without DIE a UIM would learn for no one.
+        self.uim = UserIntentModule(config, sizes, self.tables) if config.use_die else None
         self.base = DinAttention(item, behaviour, config.attention)
         candidate_width = item + behaviour
         if config.use_die:
@@ -245,7 +246,6 @@ class Daian(nn.Module):
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:
         """Intent, H_imp, the keys and values of both attentions, and the request's part of the first dense layers."""
         behaviours = self.tables.behaviours
-        intent = self.uim(inputs, self.tables)
         trigger = behaviours.item(inputs.trigger_fields)
         sequence = behaviours.behaviours(inputs.history_fields, inputs.history_age)
         mask = inputs.history_age > 0
@@ -256,9 +256,10 @@ class Daian(nn.Module):
             "history_mask": mask,
             "top": self.top.request_part(torch.cat(parts, dim=-1)),
         }
-        if self.config.intent_form == "levels":
-            state["intent"] = intent
-        if self.config.use_die:
+        if self.uim is not None:
+            intent = self.uim(inputs, self.tables)
+            if self.config.intent_form == "levels":
+                state["intent"] = intent
             used = intent if given_intent is None else given_intent
             state |= self._interests(inputs, trigger, used, sequence, mask)
         if self.config.use_sein:
@@ -312,20 +313,19 @@ def stages(config: DaianConfig) -> tuple[Stage, ...]:
     """Eq. 19-21 as data. Stage 2 sees the true intent, so only requests with a click: for the others any filled-in
     label would tell that nobody clicked. Its gates stand at 1, which makes stage 3 a continuation."""
     network = _click_network(config)
-    uim_learns = config.use_die
     slow_uim: Mapping[str, float] = MappingProxyType({"uim": config.uim_learning_rate})
-    everything = (*network, *_sein(config), *(("uim",) if uim_learns else ()))
+    everything = (*network, *_sein(config), *(("uim",) if config.use_die else ()))
     joint = Stage("joint", everything, learning_rates=slow_uim, max_epochs=config.joint_epochs)
     if not config.three_stages:
-        whole = config.uim_epochs + config.die_epochs + config.joint_epochs
-        return (Stage("joint", everything, max_epochs=whole),)
+        # Not the sum of the epochs: those of stages 1 and 2 hold clicked requests only, and would be far shorter.
+        return (Stage("joint", everything, as_long_as=stages(replace(config, three_stages=True))),)
+    if not config.use_die:
+        return (joint,)
     found: list[Stage] = []
     if config.intent_form == "levels":
         tables = ("tables.user", "tables.behaviours") if config.uim_shares_tables else ()
         found.append(Stage("intent", ("uim", *tables), "intent", "none", "clicked", max_epochs=config.uim_epochs))
-    if config.use_die:
-        found.append(_die_stage(config, network))
-    return (*found, joint)
+    return (*found, _die_stage(config, network), joint)
 
 
 def _die_stage(config: DaianConfig, network: tuple[str, ...]) -> Stage:
