@@ -92,6 +92,7 @@ class Tour:
         print(
             f"\nAll of it took {seconds:.0f} s and is kept under {self._data.parent}: a second demo starts from there."
             f"\nThe service's own page, with this visitor: {self._service.address}/docs{self._asked}"
+            "\n(while it runs: `make demo ARGS=--serve` keeps it)"
         )
 
     def serve_until_interrupted(self) -> None:
