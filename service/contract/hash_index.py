@@ -1,6 +1,6 @@
 """HashIndex: from strings to positions through a sorted array of 64-bit hashes that can be mapped from disk.
 
-Used by Vocabulary and Catalogue. A Python dict of a million ids costs each worker 150 MB of its own; this costs 16 MB
+Used by Vocabulary and Catalogue. A Python dict of a million ids costs each worker 117 MB of its own; this costs 16 MB
 that all workers share. Only hashes are compared: an unknown string is taken for a known one with a chance of
 (number of known) / 2^64 per look-up. Two *known* values with one hash are refused when the index is built.
 """
