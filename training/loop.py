@@ -71,6 +71,9 @@ def batch_loss(model: Any, stage: Stage, batch: Batch) -> Tensor:
     if stage.loss == "intent":
         state = model.encode_request(batch.inputs)
         return intent_loss(state["intent"][batch.has_intent], batch.intent[batch.has_intent])
+    if stage.loss == "own":
+        own: Tensor = model.own_loss(stage.name, batch)
+        return own
     state = model.encode_request(batch.inputs, _given_intent(model, stage, batch))
     return click_loss(model.score(state, batch.inputs).logits, batch.clicks)
 
@@ -147,6 +150,8 @@ def _can_learn(
     stage: Stage, train: BatchSource, validation: BatchSource, config: TrainConfig, recorder: Recorder
 ) -> bool:
     """False, and said so, for a stage without a label. Raises DataError when nothing could choose its weights."""
+    if stage.selects == "own_loss":
+        return True
     if stage.loss != "intent":
         check_ranked(validation.epoch(), config.select_by)
     elif has_intent_label(train.epoch()):
@@ -187,9 +192,8 @@ def _validate(
     model: nn.Module, stage: Stage, validation: BatchSource, config: TrainConfig, recorder: Recorder, state: StageState
 ) -> None:
     """Scores the validation split with the predicted intent, whatever was fed, and remembers the best weights."""
-    numbers = all_numbers(score_batches(model, validation.epoch()))
-    select_by = "intent_kl" if stage.loss == "intent" else config.select_by
-    value = -numbers[select_by] if stage.loss == "intent" else numbers[select_by]
+    numbers, select_by, sign = _validation_numbers(model, stage, validation, config)
+    value = sign * numbers[select_by]
     recorder.validation(stage.name, state.step, numbers)
     if math.isnan(value):  # it would lose against any other: no weights would ever be kept
         raise FloatingPointError(
@@ -201,3 +205,27 @@ def _validate(
     else:
         state.n_worse += 1
         state.finished = state.n_worse >= config.patience
+
+
+def _validation_numbers(
+    model: nn.Module, stage: Stage, validation: BatchSource, config: TrainConfig
+) -> tuple[dict[str, float], str, int]:
+    """The numbers of the validation split, the one that chooses weights, and 1 if more of it is better, else -1."""
+    if stage.selects == "own_loss":
+        return {"own_loss": _mean_loss(model, stage, validation)}, "own_loss", -1
+    numbers = all_numbers(score_batches(model, validation.epoch()))
+    return (numbers, "intent_kl", -1) if stage.loss == "intent" else (numbers, config.select_by, 1)
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, stage: Stage, validation: BatchSource) -> float:
+    """The stage's loss over the validation split, batches weighted by their requests.
+
+    Its chance is the same each time and leaves the training's untouched.
+    """
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = [(batch_loss(model, stage, batch).item(), len(batch.has_intent)) for batch in validation.epoch()]
+    model.train()
+    return sum(loss * n for loss, n in found) / max(1, sum(n for _, n in found))

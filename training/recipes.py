@@ -1,26 +1,19 @@
 """Every run we stand behind, as a function that returns a complete `TrainConfig`. `RECIPES` is what `daian train`
 offers.
 
-A variant is a function that calls another and replaces fields. What each run reached is in EXPERIMENTS.md.
+A variant is a function that calls another and replaces fields. What each run reached is in EXPERIMENTS.md. The rows of
+the table of rivals are here too, as `<size>/<row>`: `small/din`, `wikispeedia/daian`, `paper/dihn`; `training.rows`
+says what each is.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from training.config import DataConfig, OptimConfig, TrainConfig
 from training.layers.embedding import EmbeddingWidths
 from training.models.daian import DaianConfig
 from training.models.din import DinConfig
-
-
-def daian_paper() -> TrainConfig:
-    """The paper's numbers: Adagrad 0.05, batches of 4,096, MLP 512-256-128, 4 heads, 128 hidden units."""
-    return TrainConfig(name="daian_paper", model=DaianConfig())
-
-
-def din_paper() -> TrainConfig:
-    """DIN under the same numbers."""
-    return TrainConfig(name="din_paper", model=DinConfig())
+from training.rows import ROWS, Size
 
 
 # Adam's steps do not shrink with the gradient: at the ratio that suits Adagrad, clicks pull the intent away from its
@@ -92,9 +85,56 @@ def daian_wikispeedia() -> TrainConfig:
     return replace(din_wikispeedia(), name="daian_wikispeedia", model=model)
 
 
+@dataclass(frozen=True)
+class Table:
+    """The runs of one table: the size that all rows share, and everything about training that is not the model.
+
+    `run` holds a placeholder for the model's config; `search` the learning rates that every row may choose from.
+    """
+
+    size: Size
+    run: TrainConfig
+    learning_rates: tuple[float, ...]
+
+
+TABLES: dict[str, Table] = {
+    # The simulated shop of `daian data simulate --preset small`: every row trains in well under a minute.
+    "small": Table(
+        Size(_SMALL, attention="dot", width=32, top=(64, 32), epochs=4, uim_learning_rate=ADAM_UIM_RATE),
+        TrainConfig(
+            name="small",
+            model=None,
+            optim=OptimConfig(kind="adam", learning_rate=2e-3),
+            data=DataConfig(batch_candidates=512),
+            content_start=0.1,
+        ),
+        learning_rates=(1e-3, 2e-3, 4e-3),
+    ),
+    "wikispeedia": Table(
+        Size(_SMALL, attention="dot", width=32, top=(128, 64), epochs=4, uim_learning_rate=ADAM_UIM_RATE),
+        TrainConfig(
+            name="wikispeedia",
+            model=None,
+            optim=OptimConfig(kind="adam", learning_rate=1e-3),
+            unknown_user_share=0.9,
+            content_start=0.1,
+        ),
+        learning_rates=(5e-4, 1e-3, 2e-3),
+    ),
+    # The papers' numbers: Adagrad 0.05, batches of 4,096, MLP 512-256-128, 4 heads, 128 hidden units.
+    "paper": Table(Size(epochs=4), TrainConfig(name="paper", model=None), learning_rates=(0.05,)),
+}
+
+
+def row_config(table: str, row: str) -> TrainConfig:
+    """The run of one row of a table. Raises ValueError for an unknown table or row."""
+    if table not in TABLES or row not in ROWS:
+        raise ValueError(f"no row {table}/{row}: tables are {', '.join(TABLES)}; rows are {', '.join(ROWS)}")
+    found = TABLES[table]
+    return replace(found.run, name=f"{table}/{row}", model=ROWS[row].config(found.size))
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "daian_paper": daian_paper,
-    "din_paper": din_paper,
     "daian_demo": daian_demo,
     "din_demo": din_demo,
     "daian_wikispeedia": daian_wikispeedia,
@@ -102,8 +142,19 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
+def all_recipes() -> list[str]:
+    """Every name that `recipe` knows."""
+    return [*RECIPES, *(f"{table}/{row}" for table in TABLES for row in ROWS)]
+
+
 def recipe(name: str) -> TrainConfig:
     """The config of a recipe. Raises ValueError listing the recipes for an unknown name."""
+    if "/" in name:
+        table, _, row = name.partition("/")
+        return row_config(table, row)
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; recipes are {', '.join(RECIPES)}")
+        raise ValueError(
+            f"no recipe {name!r}; recipes are {', '.join(RECIPES)}, and the rows of a table as <table>/<row>: tables "
+            f"are {', '.join(TABLES)}; rows are {', '.join(ROWS)}"
+        )
     return RECIPES[name]()

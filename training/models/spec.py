@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Int64
 from torch import Tensor
 
 from service.contract.encoder import EncoderSizes, ModelInputs
@@ -43,11 +45,62 @@ class RankingModel(Protocol):
         ...
 
 
+@runtime_checkable
+class LabelledInputs(Protocol):
+    """What a loss of a model's own may read of a batch (`training.data.batches.Batch` is one)."""
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """The model's inputs."""
+        ...
+
+    @property
+    def clicks(self) -> Tensor:
+        """0 or 1, float32 [N]."""
+        ...
+
+    @property
+    def intent(self) -> Tensor:
+        """Share of the clicks by similarity level, float32 [R S]; zeros where there is none."""
+        ...
+
+    @property
+    def has_intent(self) -> Tensor:
+        """bool [R]."""
+        ...
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """A model with a stage whose loss is "own": the loss by the stage's name."""
+
+    def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:
+        """A scalar. Chance comes from torch's global generator, so that a resumed run repeats it."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What the training split says about items, for models that need more than its batches (POSO, MWUF).
+
+    Counted over the training days only. Ids are the encoder's, field 0 of an item or a user; 0 and 1 are "nothing" and
+    "unknown".
+    """
+
+    item_impressions: Int64[np.ndarray, " M"]  # times shown as candidate, by item id
+    item_clicks: Int64[np.ndarray, " M"]
+    click_user: Int64[np.ndarray, " E"]  # the user id of every click,
+    click_item: Int64[np.ndarray, " E"]  # and its item id
+
+
 @dataclass(frozen=True)
 class Stage:
     """One pass of training, as data for `training.loop.fit_stage`.
 
     trains: submodule prefixes whose parameters move; all others are frozen, bit for bit.
+    loss: click cross-entropy, the intent's divergence, or the model's `own_loss` (auxiliary terms included).
+    selects: what early stopping goes by: the validation ranking (the intent's divergence where that is the loss), or
+    the stage's own loss over the validation split, for a stage whose weights do not score candidates yet.
     intent: what the request phase is given: nothing to choose ("none"), the label ("true") or its own prediction.
     requests: all of them, or only those with a click (the others have no intent label).
     learning_rates: ratio to the optimiser's rate by prefix, 1 where absent.
@@ -56,7 +109,8 @@ class Stage:
 
     name: str
     trains: tuple[str, ...]
-    loss: Literal["click", "intent"] = "click"
+    loss: Literal["click", "intent", "own"] = "click"
+    selects: Literal["ranking", "own_loss"] = "ranking"
     intent: Literal["none", "true", "predicted"] = "predicted"
     requests: Literal["all", "clicked"] = "all"
     learning_rates: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -66,10 +120,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One line of the registry: how to build a model from its config and the encoder's sizes, and how to train it."""
+    """One line of the registry: how to build a model from its config and the encoder's sizes, and how to train it.
+
+    before_stage: called with the fresh or trained-so-far model, the stage's name and the facts before a stage begins.
+    after_training: called with the model and the facts when the last stage is over, before it is evaluated and saved.
+    """
 
     name: str
     paper: str
     config: type[Any]
     build: Callable[[Any, EncoderSizes], Any]
     stages: Callable[[Any], tuple[Stage, ...]]
+    before_stage: Callable[[Any, str, TrainingFacts], None] | None = None
+    after_training: Callable[[Any, TrainingFacts], None] | None = None

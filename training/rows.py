@@ -1,0 +1,96 @@
+"""The rows of the table of rivals: every model, with its variants and ablations, at any size. `recipes` makes the runs.
+
+A row is a function from a `Size` to a model's config, so that all rows of one table share widths, top network and
+training budget and differ in what they are. A new model is a line in `ROWS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
+from training.models.daian import DaianConfig
+from training.models.din import DinConfig
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all rows of a table share.
+
+    epochs: the budget, in passes over the training requests. A model of several stages spends it over its stages; all
+    stop early by validation.
+    """
+
+    widths: EmbeddingWidths = DEFAULT_WIDTHS
+    attention: Literal["mlp", "dot"] = "mlp"
+    width: int = 128
+    n_heads: int = 4
+    top: tuple[int, ...] = (512, 256, 128)
+    similarity_width: int = 16
+    epochs: int = 4
+    uim_learning_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    title: as the report prints it. group: the part of the table it stands in.
+    """
+
+    title: str
+    group: Literal["trigger-free", "trigger as a feature", "trigger-induced", "lite", "daian", "ablation"]
+    config: Callable[[Size], Any]
+
+
+def din(size: Size) -> DinConfig:
+    """DIN with the trigger as a plain feature."""
+    return DinConfig(
+        widths=size.widths,
+        attention=size.attention,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
+def daian(size: Size) -> DaianConfig:
+    """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
+    quarter = max(1, size.epochs // 4)
+    return DaianConfig(
+        widths=size.widths,
+        attention=size.attention,
+        n_heads=size.n_heads,
+        width=size.width,
+        top=size.top,
+        uim_hidden=size.top,
+        similarity_width=size.similarity_width,
+        uim_learning_rate=size.uim_learning_rate,
+        uim_epochs=quarter,
+        die_epochs=quarter,
+        joint_epochs=max(1, size.epochs - 2 * quarter),
+    )
+
+
+def _daian(**changed: Any) -> Callable[[Size], DaianConfig]:
+    return lambda size: replace(daian(size), **changed)
+
+
+ROWS: Mapping[str, Row] = {
+    # models that do not know the trigger, as published
+    "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
+    # the same, told of the trigger by its fields and the candidate's similarity to it
+    "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
+    # models made for triggers
+    "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
+    # ours
+    "daian": Row("DAIAN", "daian", daian),
+    "daian_concat": Row(
+        "DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)
+    ),
+    # Table 2 of the paper, and our own switches
+    "daian_no_uim": Row("DAIAN w/o UIM", "ablation", _daian(intent_form="score")),
+    "daian_no_die": Row("DAIAN w/o DIE", "ablation", _daian(use_die=False)),
+    "daian_no_sein": Row("DAIAN w/o SEIN", "ablation", _daian(use_sein=False)),
+    "daian_one_stage": Row("DAIAN w/o three stages", "ablation", _daian(three_stages=False)),
+}
