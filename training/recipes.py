@@ -15,7 +15,6 @@ from training.models.daian import DaianConfig
 from training.models.din import DinConfig
 from training.rows import ROWS, Size
 
-
 # Adam's steps do not shrink with the gradient: at the ratio that suits Adagrad, clicks pull the intent away from its
 # labels (KL 1.13 -> 1.45 on the simulated shop). At this one it stays, and ranking is as good.
 ADAM_UIM_RATE = 0.01

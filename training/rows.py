@@ -85,9 +85,7 @@ ROWS: Mapping[str, Row] = {
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
     # ours
     "daian": Row("DAIAN", "daian", daian),
-    "daian_concat": Row(
-        "DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)
-    ),
+    "daian_concat": Row("DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)),
     # Table 2 of the paper, and our own switches
     "daian_no_uim": Row("DAIAN w/o UIM", "ablation", _daian(intent_form="score")),
     "daian_no_die": Row("DAIAN w/o DIE", "ablation", _daian(use_die=False)),

@@ -14,7 +14,7 @@ from training.layers.similarity_bins import SimilarityBins
 
 
 class PageTables(nn.Module):
-    """`trigger=False` is a model that does not know the trigger: neither its fields nor the candidate's similarity to it.
+    """`trigger=False`: a model that does not know the trigger, neither its fields nor a candidate's similarity to it.
 
     request_width: of `request` [E_u ⊕ E_ctx (⊕ e_r)]; candidate_width: of `candidate` [e_a (⊕ e_sem)]; item_width and
     behaviour_width: of one item and one behaviour (an item and its age).

@@ -110,12 +110,12 @@ class Stage:
     name: str
     trains: tuple[str, ...]
     loss: Literal["click", "intent", "own"] = "click"
-    selects: Literal["ranking", "own_loss"] = "ranking"
     intent: Literal["none", "true", "predicted"] = "predicted"
     requests: Literal["all", "clicked"] = "all"
     learning_rates: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     max_epochs: int = 1
     as_long_as: tuple["Stage", ...] = ()
+    selects: Literal["ranking", "own_loss"] = "ranking"
 
 
 @dataclass(frozen=True)

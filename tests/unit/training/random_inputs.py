@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.data.batches import Batch, Position
+from training.layers.embedding import EmbeddingWidths
+from training.rows import Size
 
 NEXT_EPOCH = Position(1)
+TINY = Size(EmbeddingWidths(8, 6, 4, 4), width=16, n_heads=2, top=(24, 12), similarity_width=8)
 SIZES = EncoderSizes(
     user=(30, 6),
     context=(9,),

@@ -6,31 +6,33 @@ import pytest
 
 from training.config import from_dict, to_dict
 from training.models import spec_of
-from training.recipes import RECIPES, recipe
+from training.recipes import all_recipes, recipe
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", all_recipes())
 def test_every_recipe_survives_json(name: str) -> None:
     config = recipe(name)
     assert config.name == name
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", all_recipes())
 def test_every_recipe_names_a_model_of_the_registry_and_has_stages(name: str) -> None:
     config = recipe(name)
     assert spec_of(config.model).stages(config.model)
 
 
 def test_the_paper_recipe_holds_the_papers_numbers() -> None:
-    config = recipe("daian_paper")
+    config = recipe("paper/daian")
     assert (config.optim.kind, config.optim.learning_rate, config.data.batch_candidates) == ("adagrad", 0.05, 4096)
     assert (config.model.top, config.model.n_heads, config.model.width) == ((512, 256, 128), 4, 128)
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="daian_paper"):
-        recipe("dian")
+    with pytest.raises(ValueError, match="daian_demo"):
+        recipe("dian_demo")
+    with pytest.raises(ValueError, match="rows are din"):
+        recipe("small/daina")
     saved = to_dict(recipe("din_demo"))
     with pytest.raises(ValueError, match="known models"):
         from_dict({**saved, "model_name": "bert"})

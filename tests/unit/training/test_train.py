@@ -14,8 +14,9 @@ from training.config import DataConfig, TrainConfig
 from training.data.dataset import open_catalogue
 from training.data.synthetic import World, simulate
 from training.evaluate import evaluate, lines_of, saved_numbers
-from training.models import MODELS
-from training.recipes import RECIPES, daian_demo, din_demo, recipe
+from training.models import MODELS, spec_of
+from training.recipes import daian_demo, din_demo, row_config
+from training.rows import ROWS
 from training.train import train
 
 SMALL_WORLD = World(n_requests=500, n_users=80, n_items=100, seed=5)
@@ -132,8 +133,9 @@ def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: Path, name: str) -> None:
-    assert f"{name}_demo" in RECIPES, f"add a recipe {name}_demo: small, quick, and better than popularity"
-    config = recipe(f"{name}_demo")
+    row = next((row for row in ROWS if spec_of(row_config("small", row).model).name == name), None)
+    assert row is not None, f"add a row for {name} to training/rows.py: a model that nobody trains proves nothing"
+    config = row_config("small", row)
     train(config, larger_world, tmp_path / "run", Silent())
     table = evaluate(tmp_path / "run", larger_world, "test")
     assert table[config.name]["gauc_request"] > table["click_rate"]["gauc_request"] + 0.02
