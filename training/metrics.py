@@ -1,8 +1,12 @@
 """Ranking metrics, vectorised over numpy arrays. Called by `training.scores`, `training.baselines` and
-`training.evaluate`; knows no model.
+`training.measures`; knows no model. docs/metrics.md says what each one is.
 
 Ties count one half. Groups with clicks only or no clicks have no AUC and are left out of the mean.
+Never here: probabilities (`training.calibration`), the first k of a page (`training.top_k`), intervals
+(`training.bootstrap`).
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Num
@@ -12,9 +16,17 @@ Clicks = Num[np.ndarray, " N"]
 Groups = Int64[np.ndarray, " N"]
 
 
+class GroupAucs(NamedTuple):
+    """AUC, impressions and code of every group that has both kinds, by ascending code."""
+
+    values: Float[np.ndarray, " G"]
+    sizes: Int64[np.ndarray, " G"]
+    groups: Int64[np.ndarray, " G"]
+
+
 def auc(scores: Scores, clicks: Clicks) -> float:
     """Share of (clicked, not clicked) pairs in the right order; NaN when one of the two is missing."""
-    values, _ = group_aucs(scores, clicks, np.zeros(len(scores), dtype=np.int64))
+    values = group_aucs(scores, clicks, np.zeros(len(scores), dtype=np.int64)).values
     return float(values[0]) if len(values) else float("nan")
 
 
@@ -23,7 +35,7 @@ def gauc(scores: Scores, clicks: Clicks, groups: Groups, weighted: bool = True) 
 
     NaN when no group has both kinds.
     """
-    values, sizes = group_aucs(scores, clicks, groups)
+    values, sizes, _ = group_aucs(scores, clicks, groups)
     if not len(values):
         return float("nan")
     return float(np.average(values, weights=sizes if weighted else None))
@@ -42,15 +54,13 @@ def ranking_numbers(scores: Scores, clicks: Clicks, user: Groups, request: Group
     }
 
 
-def group_aucs(
-    scores: Scores, clicks: Clicks, groups: Groups
-) -> tuple[Float[np.ndarray, " G"], Int64[np.ndarray, " G"]]:
+def group_aucs(scores: Scores, clicks: Clicks, groups: Groups) -> GroupAucs:
     """AUC and impressions of every group that has both kinds, in the order of the group codes."""
     if not len(scores):
-        return np.empty(0), np.empty(0, dtype=np.int64)
+        return GroupAucs(np.empty(0), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     order = np.lexsort((scores, groups))
     group, score, clicked = groups[order], scores[order], np.asarray(clicks)[order] > 0
-    starts = _starts(group[1:] != group[:-1])
+    starts = starts_of_runs(group[1:] != group[:-1])
     sizes = np.diff(np.append(starts, len(group)))
     ranks = _average_ranks(group, score) - np.repeat(starts, sizes)
     n_clicked = np.add.reduceat(clicked.astype(np.int64), starts)
@@ -58,17 +68,18 @@ def group_aucs(
     n_pairs = n_clicked * (sizes - n_clicked)
     both = n_pairs > 0
     values = (rank_sums[both] - n_clicked[both] * (n_clicked[both] + 1) / 2) / n_pairs[both]
-    return values, sizes[both]
+    return GroupAucs(values, sizes[both], group[starts][both])
 
 
 def _average_ranks(group: Groups, score: Scores) -> Float[np.ndarray, " N"]:
     """1-based ranks over the whole sorted array, equal scores of a group sharing their mean rank."""
-    starts = _starts((group[1:] != group[:-1]) | (score[1:] != score[:-1]))
+    starts = starts_of_runs((group[1:] != group[:-1]) | (score[1:] != score[:-1]))
     sizes = np.diff(np.append(starts, len(group)))
     return np.repeat(starts + (sizes + 1) / 2, sizes)
 
 
-def _starts(changes: Bool[np.ndarray, " N1"]) -> Int64[np.ndarray, " G"]:
+def starts_of_runs(changes: Bool[np.ndarray, " N1"]) -> Int64[np.ndarray, " G"]:
+    """Where the runs of a sorted array begin, given where a value differs from the one before it."""
     return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
@@ -79,7 +90,13 @@ def rela_impr(value: float, base: float) -> float:
 
 def log_loss(logits: Scores, clicks: Clicks) -> float:
     """Mean binary cross-entropy, in nats."""
-    return float(np.mean(np.logaddexp(0.0, logits.astype(np.float64)) - np.asarray(clicks) * logits))
+    return float(np.mean(log_losses(logits, clicks)))
+
+
+def log_losses(logits: Scores, clicks: Clicks) -> Float[np.ndarray, " N"]:
+    """The binary cross-entropy of every candidate, in nats."""
+    losses: Float[np.ndarray, " N"] = np.logaddexp(0.0, logits.astype(np.float64)) - np.asarray(clicks) * logits
+    return losses
 
 
 def js_divergence(left: Float[np.ndarray, "*B S"], right: Float[np.ndarray, "*B S"]) -> Float[np.ndarray, "*B"]:
