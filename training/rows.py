@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
+from training.models.ccn_lite import CcnLiteConfig
 from training.models.daian import DaianConfig
 from training.models.din import DinConfig
 
@@ -76,6 +77,18 @@ def _daian(**changed: Any) -> Callable[[Size], DaianConfig]:
     return lambda size: replace(daian(size), **changed)
 
 
+def ccn_lite(size: Size) -> CcnLiteConfig:
+    """CCN-lite."""
+    return CcnLiteConfig(
+        widths=size.widths,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
 ROWS: Mapping[str, Row] = {
     # models that do not know the trigger, as published
     "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
@@ -83,6 +96,8 @@ ROWS: Mapping[str, Row] = {
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
+    # after papers that are known in part only
+    "ccn_lite": Row("CCN-lite", "lite", ccn_lite),
     # ours
     "daian": Row("DAIAN", "daian", daian),
     "daian_concat": Row("DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)),

@@ -5,11 +5,12 @@ from typing import Any
 from torch import nn
 
 from service.contract.encoder import EncoderSizes
-from training.models import daian, din
+from training.models import ccn_lite, daian, din
 from training.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
     "din": din.SPEC,
+    "ccn_lite": ccn_lite.SPEC,
     "daian": daian.SPEC,
 }
 
