@@ -23,9 +23,10 @@ from training.data.batches import Batches, BatchPlan, Position
 from training.data.dataset import Split, dataset_sha256, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
 from training.data.whole_files import write_whole
+from training.facts import training_facts
 from training.loop import BatchSource, Recorder, StageState, fit_stage
 from training.models import build_model, spec_of
-from training.models.spec import RankingModel, Stage
+from training.models.spec import ModelSpec, RankingModel, Stage, TrainingFacts
 from training.optimizers import StageOptimizer
 from training.readiness import has_intent_label
 from training.scores import all_numbers, score_batches
@@ -93,8 +94,15 @@ def _fit_all(
     validation: BatchSource,
     recorder: Recorder,
 ) -> None:
+    """Stage by stage from where the run stands.
+
+    A checkpoint between two stages is written before the next one's `before_stage`, and the last one before
+    `after_training`: a run that is resumed there calls them again on the same weights and random state.
+    """
     folder = run_folder / "checkpoints"
-    stages = spec_of(config.model).stages(config.model)
+    spec = spec_of(config.model)
+    stages = spec.stages(config.model)
+    facts = _facts(spec, data_folder, encoder)
     resumed = Resumed(latest_checkpoint(folder))
     resumed.restore(model)
     n_before = resumed.n_before
@@ -104,9 +112,19 @@ def _fit_all(
         n_steps = _n_steps(stage, data_folder, encoder, config)
         save = _saver(model, folder, number, n_before)
         state, optimizer_state = resumed.state_of(number)
+        if state is None and facts is not None and spec.before_stage is not None:
+            spec.before_stage(model, stage.name, facts)
         state = fit_stage(model, stage, batches, validation, config, recorder, state, optimizer_state, save, n_steps)
         n_before += state.step
         save_checkpoint(folder, n_before, between_stages(model, number + 1, n_before))
+    if facts is not None and spec.after_training is not None:
+        spec.after_training(model, facts)
+
+
+def _facts(spec: ModelSpec, data_folder: Path, encoder: Encoder) -> TrainingFacts | None:
+    """Counted for models that ask for them alone: it is a pass over the training requests."""
+    asked = spec.before_stage is not None or spec.after_training is not None
+    return training_facts(data_folder, encoder) if asked else None
 
 
 def training_batches(data_folder: Path, encoder: Encoder, config: TrainConfig, stage: Stage, number: int) -> Batches:
