@@ -1,7 +1,7 @@
 """Batches for the training loop: request files -> Encoder.encode -> torch tensors, in an order that can be resumed.
 
-Called by `training/loop.py` and `training/evaluate.py`. Encoding happens here at use, through the contract's one
-function; nothing encoded is ever stored.
+Called by `training/loop.py` and `training/evaluate.py`. Encoding happens at use, through the contract's one function,
+by a source of pools (`training.data.pools`); nothing encoded is ever stored on disk.
 
 The order is a pure function of (files, seed, epoch), so a position is three numbers. An epoch shuffles the row groups
 of all files, takes them in pools of about `pool_requests` requests, shuffles each pool, sorts it by history length
@@ -18,14 +18,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int8, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from service.contract.encoder import Encoder, ModelInputs
-from service.contract.requests import RequestBatch
-from training.data.labels import Labels, make_labels
-from training.data.report import clicked_requests
-from training.data.request_files import read_row_group, row_group_sizes
+from training.data.pools import Encoded, FreshPools, Pool, PoolSource
+from training.data.request_files import row_group_sizes
 
 Requests = Literal["all", "clicked"]
 
@@ -66,10 +64,17 @@ class Batch(NamedTuple):
 class Batches:
     """The batches of a list of request files."""
 
-    def __init__(self, files: list[Path], encoder: Encoder, plan: BatchPlan) -> None:
-        """Reads only the files' footers. Raises DataError for a file that cannot be read."""
+    def __init__(self, files: list[Path], encoder: Encoder, plan: BatchPlan, pools: PoolSource | None = None) -> None:
+        """Reads only the files' footers. Raises DataError for a file that cannot be read.
+
+        `pools`: where encoded requests come from; by default read and encoded at each use. Raises ValueError when it
+        encodes with another encoder.
+        """
+        if pools is not None and pools.encoder is not encoder:
+            raise ValueError("the source of pools has another encoder than the batches: make one for each encoder")
         self.encoder = encoder
         self.plan = plan
+        self._source = FreshPools(encoder) if pools is None else pools
         self._groups = [(path, index, n) for path in files for index, n in enumerate(row_group_sizes(path))]
 
     @property
@@ -80,7 +85,7 @@ class Batches:
     def n_batches(self, epoch: int) -> int:
         """Batches of a whole epoch. Reads the requests, encodes none."""
         pools = enumerate(self._pools(epoch))
-        return sum(len(self._cut(self._read(pool)[0], epoch, number)) for number, pool in pools)
+        return sum(len(self._cut(self._source.read(pool), epoch, number)) for number, pool in pools)
 
     def epoch(self, start: Position = Position()) -> Iterator[Batch]:
         """The rest of `start.epoch`, from `start` on, prefetched. Starting at a batch's `after` resumes exactly."""
@@ -89,15 +94,15 @@ class Batches:
     def _epoch(self, start: Position) -> Iterator[Batch]:
         pools = self._pools(start.epoch)
         for number in range(start.pool, len(pools)):
-            requests, clicks = self._read(pools[number])
-            parts = self._cut(requests, start.epoch, number)
+            pool = self._source.read(pools[number])
+            parts = self._cut(pool, start.epoch, number)
             first = start.batch if number == start.pool else 0
             for index in range(first, len(parts)):
                 last = index + 1 == len(parts)
                 after = Position(start.epoch, number + 1, 0) if last else Position(start.epoch, number, index + 1)
                 if last and number + 1 == len(pools):
                     after = Position(start.epoch + 1, 0, 0)
-                yield self._encode(requests, clicks, parts[index], after)
+                yield _to_batch(pool.take(parts[index]), after)
 
     def _pools(self, epoch: int) -> list[list[tuple[Path, int]]]:
         """The epoch's row groups, shuffled, in pools of about `pool_requests`."""
@@ -115,45 +120,21 @@ class Batches:
             n_pooled += n_requests
         return pools
 
-    def _read(self, pool: list[tuple[Path, int]]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
-        parts = [read_row_group(path, row_group) for path, row_group in pool]
-        requests = RequestBatch.concat([batch for batch, _ in parts])
-        clicks = np.concatenate([clicks for _, clicks in parts])
-        if self.plan.requests == "clicked":
-            return take_requests(requests, clicks, np.flatnonzero(clicked_requests(requests, clicks)))
-        return requests, clicks
-
-    def _cut(self, requests: RequestBatch, epoch: int, pool: int) -> list[Int64[np.ndarray, " r"]]:
+    def _cut(self, pool: Pool, epoch: int, number: int) -> list[Int64[np.ndarray, " r"]]:
         """The pool's requests, in batches: which request goes where."""
-        if requests.n_requests == 0:
+        wanted = pool.has_click if self.plan.requests == "clicked" else np.ones(len(pool.has_click), dtype=np.bool_)
+        order = np.flatnonzero(wanted)
+        if not len(order):
             return []
-        random = self._random(epoch, 1, pool)
-        order = random.permutation(requests.n_requests) if self.plan.shuffle else np.arange(requests.n_requests)
-        history = np.diff(requests.behaviour_offsets)[order]
-        order = order[np.argsort(history, kind="stable")]
-        parts = _in_budget(order, np.diff(requests.candidate_offsets)[order], self.plan.batch_candidates)
+        random = self._random(epoch, 1, number)
+        if self.plan.shuffle:
+            order = order[random.permutation(len(order))]
+        order = order[np.argsort(pool.n_behaviours[order], kind="stable")]
+        parts = _in_budget(order, pool.n_candidates[order], self.plan.batch_candidates)
         return [parts[i] for i in random.permutation(len(parts))] if self.plan.shuffle else parts
-
-    def _encode(
-        self, requests: RequestBatch, clicks: Int8[np.ndarray, " N"], part: Int64[np.ndarray, " r"], after: Position
-    ) -> Batch:
-        taken, taken_clicks = take_requests(requests, clicks, part)
-        inputs = self.encoder.encode(taken)
-        labels = make_labels(taken, taken_clicks, inputs.candidate_similarity, self.encoder.scale)
-        return _to_batch(inputs.map(torch.from_numpy), labels, after)
 
     def _random(self, epoch: int, purpose: int, pool: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, epoch, purpose, pool])
-
-
-def take_requests(
-    requests: RequestBatch, clicks: Int8[np.ndarray, " N"], indices: Int64[np.ndarray, " r"]
-) -> tuple[RequestBatch, Int8[np.ndarray, " n"]]:
-    """Some requests of a batch, in the given order, and the clicks of their candidates."""
-    starts, ends = requests.candidate_offsets[indices], requests.candidate_offsets[indices + 1]
-    lengths = ends - starts
-    shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) if len(indices) else starts
-    return requests.take(indices), clicks[shift + np.arange(int(lengths.sum()))]
 
 
 def _in_budget(
@@ -167,9 +148,10 @@ def _in_budget(
     return [run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run)]
 
 
-def _to_batch(inputs: ModelInputs, labels: Labels, after: Position) -> Batch:
+def _to_batch(encoded: Encoded, after: Position) -> Batch:
+    inputs, labels = encoded
     return Batch(
-        inputs=inputs,
+        inputs=inputs.map(torch.from_numpy),
         clicks=torch.from_numpy(labels.clicks),
         intent=torch.from_numpy(labels.intent),
         has_intent=torch.from_numpy(labels.has_intent),

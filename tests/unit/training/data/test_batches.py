@@ -10,9 +10,10 @@ import pytest
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
 from tests.unit.training.data.shop import SCHEMA, prepare_small, random_requests
-from training.data.batches import Batch, Batches, BatchPlan, Position, take_requests
+from training.data.batches import Batch, Batches, BatchPlan, Position
 from training.data.errors import DataError
 from training.data.fit_encoder import fit_encoder
+from training.data.pools import take_requests
 from training.data.request_files import write_requests
 
 PLAN = BatchPlan(batch_candidates=40, pool_requests=32, seed=3)
