@@ -22,6 +22,7 @@ from training.content_start import start_from_content
 from training.data.batches import Batches, BatchPlan, Position
 from training.data.dataset import Split, dataset_sha256, open_catalogue, split_files
 from training.data.fit_encoder import fit_encoder
+from training.data.pools import FreshPools, PoolSource
 from training.data.whole_files import write_whole
 from training.facts import training_facts
 from training.loop import BatchSource, Recorder, StageState, fit_stage
@@ -40,14 +41,18 @@ def train(
     run_folder: Path,
     recorder: Recorder,
     refuse_if_not_exportable: ExportCheck | None = None,
+    pools: PoolSource | None = None,
 ) -> dict[str, float]:
     """Trains all stages and writes the run folder; returns the validation numbers of the final weights.
+
+    `pools`: the encoder fitted on this data and its encoded requests, for whoever trains many runs on it; the weights
+    are the same bit for bit.
 
     Raises DataError for bad data, CheckpointError when the folder holds another run, and whatever the export check
     raises.
     """
     torch.set_num_threads(config.n_threads)
-    encoder = _encoder(data_folder, run_folder)
+    encoder = _encoder(data_folder, run_folder) if pools is None else pools.encoder
     if refuse_if_not_exportable is not None:
         # A model of its own: the check may do with it what it likes.
         refuse_if_not_exportable(cast(RankingModel, build_model(config.model, encoder.sizes)), encoder)
@@ -56,8 +61,8 @@ def train(
     if config.content_start:
         _start_from_content(model, encoder, config, recorder)
     save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
-    validation = evaluation_batches(data_folder, "validation", encoder, config)
-    _fit_all(model, config, data_folder, run_folder, encoder, validation, recorder)
+    validation = evaluation_batches(data_folder, "validation", encoder, config, pools)
+    _fit_all(model, config, data_folder, run_folder, pools or FreshPools(encoder), validation, recorder)
     save_weights(run_folder, model)
     numbers = all_numbers(score_batches(model, validation.epoch()))
     write_metrics(run_folder, "validation", numbers)
@@ -79,10 +84,12 @@ def _encoder(data_folder: Path, run_folder: Path) -> Encoder:
     return fit_encoder(data_folder)
 
 
-def evaluation_batches(data_folder: Path, split: Split, encoder: Encoder, config: TrainConfig) -> Batches:
+def evaluation_batches(
+    data_folder: Path, split: Split, encoder: Encoder, config: TrainConfig, pools: PoolSource | None = None
+) -> Batches:
     """The requests of a split in their fixed order."""
     plan = BatchPlan(batch_candidates=config.data.evaluation_candidates, shuffle=False)
-    return Batches(split_files(data_folder, split), encoder, plan)
+    return Batches(split_files(data_folder, split), encoder, plan, pools)
 
 
 def _fit_all(
@@ -90,7 +97,7 @@ def _fit_all(
     config: TrainConfig,
     data_folder: Path,
     run_folder: Path,
-    encoder: Encoder,
+    pools: PoolSource,
     validation: BatchSource,
     recorder: Recorder,
 ) -> None:
@@ -102,14 +109,14 @@ def _fit_all(
     folder = run_folder / "checkpoints"
     spec = spec_of(config.model)
     stages = spec.stages(config.model)
-    facts = _facts(spec, data_folder, encoder)
+    facts = _facts(spec, data_folder, pools.encoder)
     resumed = Resumed(latest_checkpoint(folder))
     resumed.restore(model)
     n_before = resumed.n_before
     for number in range(resumed.stage, len(stages)):
         stage = stages[number]
-        batches = training_batches(data_folder, encoder, config, stage, number)
-        n_steps = _n_steps(stage, data_folder, encoder, config)
+        batches = training_batches(data_folder, pools, config, stage, number)
+        n_steps = _n_steps(stage, data_folder, pools, config)
         save = _saver(model, folder, number, n_before)
         state, optimizer_state = resumed.state_of(number)
         if state is None and facts is not None and spec.before_stage is not None:
@@ -127,19 +134,19 @@ def _facts(spec: ModelSpec, data_folder: Path, encoder: Encoder) -> TrainingFact
     return training_facts(data_folder, encoder) if asked else None
 
 
-def training_batches(data_folder: Path, encoder: Encoder, config: TrainConfig, stage: Stage, number: int) -> Batches:
+def training_batches(data_folder: Path, pools: PoolSource, config: TrainConfig, stage: Stage, number: int) -> Batches:
     """What the stage of this number trains on, in its own order."""
     plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
-    return Batches(split_files(data_folder, "train"), encoder, plan)
+    return Batches(split_files(data_folder, "train"), pools.encoder, plan, pools)
 
 
-def _n_steps(stage: Stage, data_folder: Path, encoder: Encoder, config: TrainConfig) -> int | None:
+def _n_steps(stage: Stage, data_folder: Path, pools: PoolSource, config: TrainConfig) -> int | None:
     """As many steps as the stages that this one replaces would take together; None when it replaces none."""
     if not stage.as_long_as:
         return None
     total = 0
     for number, part in enumerate(stage.as_long_as):
-        batches = training_batches(data_folder, encoder, config, part, number)
+        batches = training_batches(data_folder, pools, config, part, number)
         if part.loss != "intent" or has_intent_label(batches.epoch()):
             total += sum(batches.n_batches(epoch) for epoch in range(part.max_epochs))
     return total

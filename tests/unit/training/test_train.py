@@ -12,6 +12,8 @@ from training.baselines import LINES
 from training.checkpoint import CheckpointError, load_tensors, open_run
 from training.config import DataConfig, TrainConfig
 from training.data.dataset import open_catalogue
+from training.data.fit_encoder import fit_encoder
+from training.data.pools import KeptPools
 from training.data.synthetic import World, simulate
 from training.evaluate import evaluate, lines_of, saved_numbers
 from training.models import MODELS, spec_of
@@ -139,3 +141,15 @@ def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: P
     train(config, larger_world, tmp_path / "run", Silent())
     table = evaluate(tmp_path / "run", larger_world, "test")
     assert table[config.name]["gauc_request"] > table["click_rate"]["gauc_request"] + 0.02
+
+
+def test_runs_that_share_encoded_requests_end_with_the_same_bits(world: Path, tmp_path: Path) -> None:
+    train(quick(), world, tmp_path / "alone", Silent())
+    kept = KeptPools(fit_encoder(world))
+    for run in ("first", "second"):
+        train(quick(), world, tmp_path / run, Silent(), pools=kept)
+    assert kept.n_bytes > 0
+    alone = load_tensors(tmp_path / "alone" / "weights.pt")
+    for run in ("first", "second"):
+        shared = load_tensors(tmp_path / run / "weights.pt")
+        assert all(torch.equal(alone[name], shared[name]) for name in alone)
