@@ -11,7 +11,12 @@ from typing import Any, Literal
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
 from training.models.ccn_lite import CcnLiteConfig
 from training.models.daian import DaianConfig
+from training.models.deepfm import DeepFmConfig
+from training.models.dian import DianConfig
 from training.models.din import DinConfig
+from training.models.tarq_lite import TarqLiteConfig
+from training.models.mian import MianConfig
+from training.models.wdl import WdlConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,46 @@ def din(size: Size) -> DinConfig:
     )
 
 
+def wdl(size: Size) -> WdlConfig:
+    """WDL with the trigger as a plain feature."""
+    return WdlConfig(widths=size.widths, top=size.top, similarity_width=size.similarity_width, max_epochs=size.epochs)
+
+
+def deepfm(size: Size) -> DeepFmConfig:
+    """DeepFM with the trigger as a plain feature."""
+    return DeepFmConfig(
+        widths=size.widths, top=size.top, similarity_width=size.similarity_width, max_epochs=size.epochs
+    )
+
+
+def dian(size: Size) -> DianConfig:
+    """DIAN as published."""
+    return DianConfig(
+        widths=size.widths,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
+def _dian(**changed: Any) -> Callable[[Size], DianConfig]:
+    return lambda size: replace(dian(size), **changed)
+
+
+def mian(size: Size) -> MianConfig:
+    """MIAN with the trigger's fields as further context fields."""
+    return MianConfig(
+        widths=size.widths,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
 def daian(size: Size) -> DaianConfig:
     """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
     quarter = max(1, size.epochs // 4)
@@ -89,18 +134,45 @@ def ccn_lite(size: Size) -> CcnLiteConfig:
     )
 
 
+def tarq_lite(size: Size) -> TarqLiteConfig:
+    """TARQ-lite: half of the budget for the teacher, half for the student."""
+    half = max(1, size.epochs // 2)
+    return TarqLiteConfig(
+        widths=size.widths,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        teacher_epochs=half,
+        student_epochs=max(1, size.epochs - half),
+    )
+
+
 ROWS: Mapping[str, Row] = {
     # models that do not know the trigger, as published
     "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
+    "wdl": Row("WDL", "trigger-free", lambda size: replace(wdl(size), use_trigger=False)),
+    "deepfm": Row("DeepFM", "trigger-free", lambda size: replace(deepfm(size), use_trigger=False)),
+    "tfn": Row("TFN (DIAN's half without the trigger)", "trigger-free", _dian(parts="tfn")),
+    "mian": Row("MIAN", "trigger-free", lambda size: replace(mian(size), use_trigger=False)),
     # the same, told of the trigger by its fields and the candidate's similarity to it
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
+    "wdl_trigger": Row("WDL + trigger", "trigger as a feature", wdl),
+    "deepfm_trigger": Row("DeepFM + trigger", "trigger as a feature", deepfm),
+    "mian_trigger": Row("MIAN + trigger", "trigger as a feature", mian),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
+    "tan": Row("TAN (DIAN's half with the trigger)", "trigger-induced", _dian(parts="tan")),
+    "dian": Row("DIAN", "trigger-induced", dian),
     # after papers that are known in part only
     "ccn_lite": Row("CCN-lite", "lite", ccn_lite),
+    "tarq_lite": Row("TARQ-lite", "lite", tarq_lite),
     # ours
     "daian": Row("DAIAN", "daian", daian),
     "daian_concat": Row("DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)),
+    # DIAN's ablations
+    "dian_no_intent_loss": Row("DIAN w/o intention loss", "ablation", _dian(intention_loss=0.0)),
+    "dian_mean": Row("DIAN w/o Intention Net", "ablation", _dian(mix="mean")),
     # Table 2 of the paper, and our own switches
     "daian_no_uim": Row("DAIAN w/o UIM", "ablation", _daian(intent_form="score")),
     "daian_no_die": Row("DAIAN w/o DIE", "ablation", _daian(use_die=False)),

@@ -5,12 +5,17 @@ from typing import Any
 from torch import nn
 
 from service.contract.encoder import EncoderSizes
-from training.models import ccn_lite, daian, din
+from training.models import ccn_lite, daian, deepfm, dian, din, mian, tarq_lite, wdl
 from training.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
     "din": din.SPEC,
+    "wdl": wdl.SPEC,
+    "deepfm": deepfm.SPEC,
     "ccn_lite": ccn_lite.SPEC,
+    "dian": dian.SPEC,
+    "mian": mian.SPEC,
+    "tarq_lite": tarq_lite.SPEC,
     "daian": daian.SPEC,
 }
 
