@@ -7,7 +7,7 @@ A cosine that cannot be computed (an item without a vector, a request without hi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,10 @@ from training.data.dataset import Split, open_catalogue, open_dataset
 from training.data.labels import group_codes
 from training.data.request_files import read_requests
 from training.metrics import log_loss, ranking_numbers
+from training.scores import Scored
 
 LINES = {
+    "popularity": "the candidate's clicks",
     "click_rate": "the candidate's click rate",
     "pair_rate": "click rate of the pair (trigger, candidate)",
     "cosine_trigger": "cosine to the trigger",
@@ -73,6 +75,22 @@ class Shown:
     user: Int64[np.ndarray, " N"]
     request: Int64[np.ndarray, " N"]
 
+    def scored(self, line: str) -> Scored:
+        """A line's scores as a model's, in order. Rates as logits; of other lines only the order means something."""
+        scores = np.asarray(self.scores[line], dtype=np.float64)
+        logits = np.log(scores) - np.log1p(-scores) if line in _RATES else scores
+        requests = np.unique(self.request)
+        return Scored(
+            logits=logits,
+            clicks=self.clicks.astype(np.float32),
+            user=self.user,
+            request=self.request,
+            requests=requests,
+            has_intent=np.zeros(len(requests), dtype=bool),
+            intent_label=np.zeros((len(requests), 1), dtype=np.float32),
+            intent=None,
+        ).in_order()
+
 
 def baseline_numbers(data_folder: Path, split: Split) -> dict[str, dict[str, float]]:
     """Ranking numbers of every line on a split, in the order of LINES; log-loss where a line is a probability.
@@ -80,13 +98,22 @@ def baseline_numbers(data_folder: Path, split: Split) -> dict[str, dict[str, flo
     Lines with a goal only where requests have the field `goal`; logits only where the validation split has a click.
     Raises DataError when the folder is not prepared.
     """
+    return numbers_of_lines(read_lines(data_folder, split))
+
+
+def numbers_of_lines(shown: Shown) -> dict[str, dict[str, float]]:
+    """The same for lines that have been read."""
+    return {name: _numbers(name, shown.scores[name], shown) for name in LINES if name in shown.scores}
+
+
+def read_lines(data_folder: Path, split: Split) -> Shown:
+    """What every line gives every candidate of a split, conditional logits included."""
     known = Known.open(data_folder)
     shown = read_shown(data_folder / split, known)
     validation = shown if split == "validation" else _validation(data_folder, known)
-    scores = dict(shown.scores)
-    if validation is not None and validation.clicks.any():
-        scores |= _mixed(shown, validation)
-    return {name: _numbers(name, scores[name], shown) for name in LINES if name in scores}
+    if validation is None or not validation.clicks.any():
+        return shown
+    return replace(shown, scores={**shown.scores, **_mixed(shown, validation)})
 
 
 def read_shown(folder: Path, known: Known) -> Shown:
@@ -111,6 +138,7 @@ def _shown(batch: RequestBatch, clicks: Int8[np.ndarray, " N"], known: Known, ra
     catalogue, counts, owner = known.catalogue, known.counts, batch.candidate_request
     trigger, candidate = catalogue.rows(batch.trigger.tolist()), catalogue.rows(batch.candidate.tolist())
     scores: dict[str, Scores] = {
+        "popularity": counts.clicked[candidate].astype(np.float64),
         "click_rate": counts.click_rate(candidate),
         "pair_rate": counts.pair_rate(trigger[owner], candidate),
         "cosine_trigger": _cosine(catalogue, trigger[owner], candidate),

@@ -39,6 +39,9 @@ class Resampling:
     level: float = 0.95
 
 
+USUAL = Resampling()
+
+
 class Interval(NamedTuple):
     """A number on the split as it is, and the percentile interval of its resamples. NaN where it is not defined."""
 
@@ -117,7 +120,7 @@ def divided(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(numerator, denominator, out=found, where=denominator != 0))
 
 
-def intervals(statistics: Mapping[str, Statistic], resampling: Resampling = Resampling()) -> dict[str, Interval]:
+def intervals(statistics: Mapping[str, Statistic], resampling: Resampling = USUAL) -> dict[str, Interval]:
     """The interval of every statistic, all from the same draws.
 
     Clusters are those of all statistics together: a resample of a part of the rows has as many of them as chance gives.
@@ -169,7 +172,7 @@ def _bag_sums(statistic: Statistic, codes: Int64[np.ndarray, " G"], n_bags: int)
     return np.stack(columns, axis=1).astype(np.float64) if n_bags else np.empty((0, len(columns)))
 
 
-def auc_interval(scores: Scores, clicks: Clicks, clusters: Groups, resampling: Resampling = Resampling()) -> Interval:
+def auc_interval(scores: Scores, clicks: Clicks, clusters: Groups, resampling: Resampling = USUAL) -> Interval:
     """The pooled AUC, with `resampling.n_auc` resamples of clusters."""
     return percentile(auc(scores, clicks), resampled_aucs(scores, clicks, clusters, resampling), resampling)
 
@@ -194,7 +197,7 @@ def resampled_aucs(scores: Scores, clicks: Clicks, clusters: Groups, resampling:
     return divided(np.array(right, dtype=np.float64), np.array(pairs, dtype=np.float64))
 
 
-def paired_difference(left: Statistic, right: Statistic, resampling: Resampling = Resampling()) -> Difference:
+def paired_difference(left: Statistic, right: Statistic, resampling: Resampling = USUAL) -> Difference:
     """Whether two models differ on the same rows: both are computed on every resample, and subtracted.
 
     p = 2 · min(share of resampled differences ≤ 0, share ≥ 0), each share with one added above and below (Davison &
