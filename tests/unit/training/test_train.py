@@ -135,8 +135,10 @@ def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: Path, name: str) -> None:
-    row = next((row for row in ROWS if spec_of(row_config("small", row).model).name == name), None)
-    assert row is not None, f"add a row for {name} to training/rows.py: a model that nobody trains proves nothing"
+    rows = [row for row in ROWS if spec_of(row_config("small", row).model).name == name]
+    assert rows, f"add a row for {name} to training/rows.py: a model that nobody trains proves nothing"
+    # What is clicked here follows the trigger: a model that is not told of it has little more than popularity to learn.
+    row = next((row for row in rows if ROWS[row].group != "trigger-free"), rows[0])
     config = row_config("small", row)
     train(config, larger_world, tmp_path / "run", Silent())
     table = evaluate(tmp_path / "run", larger_world, "test")
