@@ -28,7 +28,10 @@ SIZES = EncoderSizes(
 
 
 def random_inputs(n_candidates: Sequence[int], seed: int = 0, n_history: int = 6, n_related: int = 4) -> ModelInputs:
-    """A batch of requests. The first has no history, the last a full one; one candidate has no vector."""
+    """A batch of requests. The first has no history, the last a full one; one candidate has no vector.
+
+    In the last request two behaviours and a candidate are of the trigger's kind: they share all fields but the id.
+    """
     chance = torch.Generator().manual_seed(seed)
     n_requests, n = len(n_candidates), sum(n_candidates)
 
@@ -45,7 +48,7 @@ def random_inputs(n_candidates: Sequence[int], seed: int = 0, n_history: int = 6
 
     similarity = torch.rand(n, generator=chance) * 2 - 1
     similarity[n // 2] = -2.0
-    return ModelInputs(
+    inputs = ModelInputs(
         ids(SIZES.user, n_requests),
         ids(SIZES.context, n_requests),
         ids(SIZES.item, n_requests),
@@ -55,6 +58,9 @@ def random_inputs(n_candidates: Sequence[int], seed: int = 0, n_history: int = 6
         similarity,
         torch.repeat_interleave(torch.arange(n_requests), torch.tensor(n_candidates)),
     )
+    inputs.history_fields[-1, :2, 1:] = inputs.trigger_fields[-1, 1:]
+    inputs.candidate_fields[-1, 1:] = inputs.trigger_fields[-1, 1:]
+    return inputs
 
 
 def random_batch(n_candidates: Sequence[int], seed: int = 0, after: Position = NEXT_EPOCH) -> Batch:

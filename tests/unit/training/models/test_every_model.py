@@ -112,7 +112,8 @@ def test_a_request_phase_that_peeks_at_candidates_is_caught(config: object, peek
         state = honest(inputs, given_intent)
         of_candidates = getattr(inputs, peeked_at).float().reshape(len(inputs.candidate_request), -1).mean(1)
         sums = torch.zeros(len(inputs.user_fields)).index_add(0, inputs.candidate_request, of_candidates)
-        return {**state, "top": state["top"] + 1e-3 * sums.unsqueeze(1)}
+        key = next(key for key, tensor in state.items() if tensor.is_floating_point() and tensor.dim() == 2)
+        return {**state, key: state[key] + 1e-3 * sums.unsqueeze(1)}
 
     model.encode_request = peeking
     with pytest.raises(AssertionError):
