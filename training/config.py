@@ -29,9 +29,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Batches are made of whole requests with about this many candidates together."""
+    """Batches are made of whole requests with about this many candidates together.
+
+    page_candidates: of longer pages, training takes the clicked and as many others as fill this number, drawn anew in
+    each epoch, and corrects for it (`training.data.thinning`); 0 = whole pages. Evaluation always sees whole pages.
+    """
 
     batch_candidates: int = 4096
+    page_candidates: int = 0
     evaluation_candidates: int = 8192
 
 

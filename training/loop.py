@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training.config import TrainConfig
 from training.data.batches import Batch, Position
-from training.losses import click_loss, intent_loss
+from training.losses import intent_loss
 from training.models.spec import Stage
 from training.optimizers import StageOptimizer, make_optimizer
 from training.readiness import NO_LABELS, check_labelled, check_ranked, has_intent_label
@@ -75,7 +75,7 @@ def batch_loss(model: Any, stage: Stage, batch: Batch) -> Tensor:
         own: Tensor = model.own_loss(stage.name, batch)
         return own
     state = model.encode_request(batch.inputs, _given_intent(model, stage, batch))
-    return click_loss(model.score(state, batch.inputs).logits, batch.clicks)
+    return batch.click_loss(model.score(state, batch.inputs).logits)
 
 
 def _given_intent(model: Any, stage: Stage, batch: Batch) -> Tensor | None:

@@ -136,7 +136,12 @@ def _facts(spec: ModelSpec, data_folder: Path, encoder: Encoder) -> TrainingFact
 
 def training_batches(data_folder: Path, pools: PoolSource, config: TrainConfig, stage: Stage, number: int) -> Batches:
     """What the stage of this number trains on, in its own order."""
-    plan = BatchPlan(config.data.batch_candidates, requests=stage.requests, seed=config.seed * 1000 + number)
+    plan = BatchPlan(
+        config.data.batch_candidates,
+        config.data.page_candidates,
+        requests=stage.requests,
+        seed=config.seed * 1000 + number,
+    )
     return Batches(split_files(data_folder, "train"), pools.encoder, plan, pools)
 
 

@@ -24,15 +24,21 @@ from torch import Tensor
 from service.contract.encoder import Encoder, ModelInputs
 from training.data.pools import Encoded, FreshPools, Pool, PoolSource
 from training.data.request_files import row_group_sizes
+from training.data.thinning import thin
+from training.losses import click_loss
 
 Requests = Literal["all", "clicked"]
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How batches are cut. `shuffle=False` (evaluation): no chance at all; still sorted by history length in a pool."""
+    """How batches are cut. `shuffle=False` (evaluation): no chance at all; still sorted by history length in a pool.
+
+    page_candidates: unclicked candidates of a page beyond this many are left out, others in each epoch; 0 = none.
+    """
 
     batch_candidates: int = 4096
+    page_candidates: int = 0
     pool_requests: int = 8192
     requests: Requests = "all"
     shuffle: bool = True
@@ -50,7 +56,10 @@ class Position:
 
 
 class Batch(NamedTuple):
-    """Model inputs and labels as tensors, group codes for the metrics, and the position after this batch."""
+    """Model inputs and labels as tensors, group codes for the metrics, and the position after this batch.
+
+    log_kept: logarithm of the share of its page's unclicked candidates that a candidate stands for; None = all are here.
+    """
 
     inputs: ModelInputs
     clicks: Tensor  # float32 N
@@ -59,6 +68,12 @@ class Batch(NamedTuple):
     user_group: Int64[np.ndarray, " R"]
     request_group: Int64[np.ndarray, " R"]
     after: Position
+    log_kept: Tensor | None = None  # float32 N
+
+    def click_loss(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of the clicks; the logits stay those of whole pages where candidates were left out."""
+        loss: Tensor = click_loss(logits if self.log_kept is None else logits - self.log_kept, self.clicks)
+        return loss
 
 
 class Batches:
@@ -102,7 +117,14 @@ class Batches:
                 after = Position(start.epoch, number + 1, 0) if last else Position(start.epoch, number, index + 1)
                 if last and number + 1 == len(pools):
                     after = Position(start.epoch + 1, 0, 0)
-                yield _to_batch(pool.take(parts[index]), after)
+                yield self._batch(pool.take(parts[index]), after, (start.epoch, number, index))
+
+    def _batch(self, encoded: Encoded, after: Position, place: tuple[int, int, int]) -> Batch:
+        if not self.plan.page_candidates:
+            return _to_batch(encoded, after)
+        epoch, pool, index = place
+        thinned, log_kept = thin(encoded, self.plan.page_candidates, self._random(epoch, 2 + index, pool))
+        return _to_batch(thinned, after)._replace(log_kept=torch.from_numpy(log_kept))
 
     def _pools(self, epoch: int) -> list[list[tuple[Path, int]]]:
         """The epoch's row groups, shuffled, in pools of about `pool_requests`."""
@@ -130,7 +152,10 @@ class Batches:
         if self.plan.shuffle:
             order = order[random.permutation(len(order))]
         order = order[np.argsort(pool.n_behaviours[order], kind="stable")]
-        parts = _in_budget(order, pool.n_candidates[order], self.plan.batch_candidates)
+        n_candidates = pool.n_candidates[order]
+        if self.plan.page_candidates:
+            n_candidates = np.minimum(n_candidates, self.plan.page_candidates)
+        parts = _in_budget(order, n_candidates, self.plan.batch_candidates)
         return [parts[i] for i in random.permutation(len(parts))] if self.plan.shuffle else parts
 
     def _random(self, epoch: int, purpose: int, pool: int) -> np.random.Generator:

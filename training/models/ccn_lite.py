@@ -105,7 +105,7 @@ class CcnLite(nn.Module):
         state = self.encode_request(batch.inputs)
         rows = CandidateRows.of(batch.inputs.candidate_request, state["top"].shape[0])
         hidden = self._hidden(rows, state, batch.inputs)
-        loss = F.binary_cross_entropy_with_logits(self.out(hidden).squeeze(-1), batch.clicks)
+        loss = batch.click_loss(self.out(hidden).squeeze(-1))
         if not self.config.contrast_weight:
             return loss
         condition = torch.cat([self.tables.user(batch.inputs.user_fields), self.tables.trigger(batch.inputs)], dim=-1)

@@ -69,6 +69,10 @@ class LabelledInputs(Protocol):
         """bool [R]."""
         ...
 
+    def click_loss(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of the clicks under logits [N]: a scalar. Knows of candidates that were left out."""
+        ...
+
 
 @runtime_checkable
 class OwnLoss(Protocol):
