@@ -14,8 +14,10 @@ from training.models.daian import DaianConfig
 from training.models.deepfm import DeepFmConfig
 from training.models.dian import DianConfig
 from training.models.din import DinConfig
-from training.models.tarq_lite import TarqLiteConfig
 from training.models.mian import MianConfig
+from training.models.r3s import R3sConfig
+from training.models.sim import SimConfig
+from training.models.tarq_lite import TarqLiteConfig
 from training.models.wdl import WdlConfig
 
 
@@ -100,6 +102,36 @@ def mian(size: Size) -> MianConfig:
     )
 
 
+def sim(size: Size) -> SimConfig:
+    """SIM with the trigger as a plain feature; rows choose the search."""
+    return SimConfig(
+        widths=size.widths,
+        attention=size.attention,
+        n_heads=size.n_heads,
+        width=size.width,
+        top=size.top,
+        search_width=size.width,
+        search_hidden=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
+def r3s(size: Size) -> R3sConfig:
+    """R3S, its experts as wide as the other models' attentions."""
+    return R3sConfig(
+        widths=size.widths,
+        attention=size.attention,
+        field_width=size.width // 4,
+        n_heads=size.n_heads,
+        expert_width=size.width,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        dropout=0.0,
+        max_epochs=size.epochs,
+    )
+
+
 def daian(size: Size) -> DaianConfig:
     """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
     quarter = max(1, size.epochs // 4)
@@ -151,12 +183,18 @@ def tarq_lite(size: Size) -> TarqLiteConfig:
 ROWS: Mapping[str, Row] = {
     # models that do not know the trigger, as published
     "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
+    "sim_hard": Row("SIM (hard)", "trigger-free", lambda size: replace(sim(size), use_trigger=False)),
+    "sim_soft": Row("SIM (soft)", "trigger-free", lambda size: replace(sim(size), use_trigger=False, search="soft")),
     "wdl": Row("WDL", "trigger-free", lambda size: replace(wdl(size), use_trigger=False)),
     "deepfm": Row("DeepFM", "trigger-free", lambda size: replace(deepfm(size), use_trigger=False)),
     "tfn": Row("TFN (DIAN's half without the trigger)", "trigger-free", _dian(parts="tfn")),
     "mian": Row("MIAN", "trigger-free", lambda size: replace(mian(size), use_trigger=False)),
     # the same, told of the trigger by its fields and the candidate's similarity to it
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
+    "sim_hard_trigger": Row("SIM (hard) + trigger", "trigger as a feature", sim),
+    "sim_soft_trigger": Row(
+        "SIM (soft) + trigger", "trigger as a feature", lambda size: replace(sim(size), search="soft")
+    ),
     "wdl_trigger": Row("WDL + trigger", "trigger as a feature", wdl),
     "deepfm_trigger": Row("DeepFM + trigger", "trigger as a feature", deepfm),
     "mian_trigger": Row("MIAN + trigger", "trigger as a feature", mian),
@@ -164,6 +202,8 @@ ROWS: Mapping[str, Row] = {
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
     "tan": Row("TAN (DIAN's half with the trigger)", "trigger-induced", _dian(parts="tan")),
     "dian": Row("DIAN", "trigger-induced", dian),
+    "r3s": Row("R3S", "trigger-induced", r3s),
+    "r3s_2ta": Row("R3S+2TA", "trigger-induced", lambda size: replace(r3s(size), two_attentions=True)),
     # after papers that are known in part only
     "ccn_lite": Row("CCN-lite", "lite", ccn_lite),
     "tarq_lite": Row("TARQ-lite", "lite", tarq_lite),

@@ -5,17 +5,19 @@ from typing import Any
 from torch import nn
 
 from service.contract.encoder import EncoderSizes
-from training.models import ccn_lite, daian, deepfm, dian, din, mian, tarq_lite, wdl
+from training.models import ccn_lite, daian, deepfm, dian, din, mian, r3s, sim, tarq_lite, wdl
 from training.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
     "din": din.SPEC,
+    "sim": sim.SPEC,
     "wdl": wdl.SPEC,
     "deepfm": deepfm.SPEC,
     "ccn_lite": ccn_lite.SPEC,
     "dian": dian.SPEC,
     "mian": mian.SPEC,
     "tarq_lite": tarq_lite.SPEC,
+    "r3s": r3s.SPEC,
     "daian": daian.SPEC,
 }
 
