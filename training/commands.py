@@ -3,6 +3,7 @@
 Found through the entry point. Nothing heavy is imported before a verb runs: `daian --help` stays quick.
 """
 
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,9 +13,11 @@ from cyclopts import App, Parameter
 from training.data.commands import register_data
 
 if TYPE_CHECKING:
+    from training.evaluate import ScoreBundle
     from training.train import ExportCheck
 
 EXPORT_CHECK = "daian.export_check"
+BUNDLE_SCORES = "daian.bundle_scores"
 
 
 def register(app: App) -> None:
@@ -62,29 +65,68 @@ def export_check() -> "ExportCheck | None":
     return next(iter(found)).load() if found else None
 
 
+def score_bundle() -> "ScoreBundle":
+    """The installed exporter's way to score with a bundle, an entry point too. Raises DaianError without one."""
+    from service.contract.errors import DaianError
+
+    found = entry_points(group=BUNDLE_SCORES)
+    if not found:
+        raise DaianError(
+            "nothing installed can score with a bundle: install the project with its extra `export`, again if it was "
+            "installed before this version"
+        )
+    scorer: ScoreBundle = next(iter(found)).load()
+    return scorer
+
+
 def evaluate(
     run: Path,
     *,
     data: Path,
     split: Literal["train", "validation", "test"] = "test",
+    against: Path | None = None,
+    report: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Score a split with a finished run and print its numbers beside those of counting.
+    """Score a split with a finished run: its numbers beside those of counting, all metrics with 95 % intervals, and
+    whether it is better than the best line and than a live bundle.
 
     Parameters
     ----------
     run
         The run folder that `daian train` wrote.
     data
-        The data folder that it was trained on.
+        The data folder that it was trained on; another one is allowed, and said.
     split
         Which requests to score.
+    against
+        A published bundle, or the folder of bundles that holds `current`: scored on the same requests and compared.
+    report
+        Also write the report into this file (.md).
     as_json
-        Print JSON instead of a table.
+        Print JSON instead of tables.
     """
-    from training.evaluate import evaluate as evaluate_run
+    from service.contract.strict_json import strict_json
+    from training.evaluate import evaluate_fully
+    from training.measures_text import evaluation_text, write_text_report
 
-    _print_numbers(evaluate_run(run, data, split), as_json)
+    if report is not None:
+        check_report_name(report)
+    scorer = None if against is None else score_bundle()
+    found = evaluate_fully(run, data, split, against, scorer)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if report is not None:
+        write_text_report(found, report)
+    print(strict_json(vars(found), indent=1) if as_json else evaluation_text(found), end="\n" if as_json else "")
+
+
+def check_report_name(path: Path) -> None:
+    """Raises DaianError, before anything is scored, for a report of a kind that cannot be written."""
+    from service.contract.errors import DaianError
+
+    if path.suffix != ".md":
+        raise DaianError(f"--report {path}: a report is Markdown; give a name that ends in .md")
 
 
 def baselines(

@@ -41,6 +41,9 @@ class Plan:
     cold_below: int = int(ITEM_PRIOR)
 
 
+USUAL_PLAN = Plan()
+
+
 @dataclass(frozen=True)
 class Measured:
     """The scores in order, and what is known of their split."""
@@ -60,7 +63,7 @@ class Measured:
 
 
 def measure(
-    scored: Scored, candidates: Candidates, training: TrainingDays, items: Items, plan: Plan = Plan()
+    scored: Scored, candidates: Candidates, training: TrainingDays, items: Items, plan: Plan = USUAL_PLAN
 ) -> dict[str, Any]:
     """All numbers by part of the report.
 

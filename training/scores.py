@@ -99,7 +99,7 @@ def score_batches(model: Any, batches: Iterable[Batch]) -> Scored:
         state = model.encode_request(batch.inputs)
         seen.append(_scored(batch, model.score(state, batch.inputs).logits, state.get("intent")))
     model.train(was_training)
-    return _joined(seen)
+    return joined_scores(seen)
 
 
 def _scored(batch: Batch, logits: Tensor, intent: Tensor | None) -> Scored:
@@ -116,7 +116,8 @@ def _scored(batch: Batch, logits: Tensor, intent: Tensor | None) -> Scored:
     )
 
 
-def _joined(seen: list[Scored]) -> Scored:
+def joined_scores(seen: list[Scored]) -> Scored:
+    """The scores of several batches as one. Raises ValueError when there are none."""
     if not seen:
         raise ValueError("the split holds no request to score; prepare the data again with a larger share for it")
     columns = zip(*([getattr(part, f.name) for f in fields(Scored)] for part in seen), strict=True)

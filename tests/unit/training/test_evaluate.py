@@ -29,7 +29,7 @@ def refuse(word: str) -> float:
 
 
 def test_metrics_are_json_and_come_back_as_they_were(tmp_path: Path) -> None:
-    numbers = {"m": {"auc": 0.7, "gauc_user": math.nan}, "cosine_random": {"auc": 0.5}}
+    numbers = {"m": {"auc": 0.7, "gauc_user": math.nan}, "popularity": {"auc": 0.5}}
     write_metrics(tmp_path, "validation", {"auc": math.nan})
     write_metrics(tmp_path, "test", numbers)
     text = (tmp_path / "metrics.json").read_text()
@@ -38,7 +38,7 @@ def test_metrics_are_json_and_come_back_as_they_were(tmp_path: Path) -> None:
     assert saved is not None
     assert saved["m"]["auc"] == 0.7
     assert math.isnan(saved["m"]["gauc_user"])
-    assert lines_of(saved) == {"cosine_random": {"auc": 0.5}}
+    assert lines_of(saved) == {"popularity": {"auc": 0.5}}
 
 
 def test_an_infinite_number_is_not_hidden(tmp_path: Path) -> None:
@@ -49,5 +49,5 @@ def test_an_infinite_number_is_not_hidden(tmp_path: Path) -> None:
 
 def test_numbers_without_todays_lines_are_measured_again(tmp_path: Path) -> None:
     assert saved_numbers(tmp_path, "test") is None
-    write_metrics(tmp_path, "test", {"m": {"auc": 0.7}, "similarity": {"auc": 0.6}})
+    write_metrics(tmp_path, "test", {"m": {"auc": 0.7}, "cosine_random": {"auc": 0.6}})
     assert saved_numbers(tmp_path, "test") is None
