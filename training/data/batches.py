@@ -121,10 +121,10 @@ class Batches:
 
     def _batch(self, encoded: Encoded, after: Position, place: tuple[int, int, int]) -> Batch:
         if not self.plan.page_candidates:
-            return _to_batch(encoded, after)
+            return to_batch(encoded, after)
         epoch, pool, index = place
         thinned, log_kept = thin(encoded, self.plan.page_candidates, self._random(epoch, 2 + index, pool))
-        return _to_batch(thinned, after)._replace(log_kept=torch.from_numpy(log_kept))
+        return to_batch(thinned, after)._replace(log_kept=torch.from_numpy(log_kept))
 
     def _pools(self, epoch: int) -> list[list[tuple[Path, int]]]:
         """The epoch's row groups, shuffled, in pools of about `pool_requests`."""
@@ -173,7 +173,8 @@ def _in_budget(
     return [run for run in np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(run)]
 
 
-def _to_batch(encoded: Encoded, after: Position) -> Batch:
+def to_batch(encoded: Encoded, after: Position) -> Batch:
+    """Tensors of some encoded requests."""
     inputs, labels = encoded
     return Batch(
         inputs=inputs.map(torch.from_numpy),

@@ -6,6 +6,7 @@ ones (models trap T7). It never looks at a click; the encoded arrays themselves 
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,14 @@ RANGE_QUANTILES = (0.01, 0.99)
 _LEAST_RANGE = 0.05  # a narrower range would cut levels out of rounding
 
 
-def fit_encoder(folder: Path) -> Encoder:
+def fit_encoder(folder: Path, n_levels: int | None = None) -> Encoder:
     """The encoder of a prepared folder, fitted on its training split.
 
     An item is in the vocabulary when it was seen at least `min_count` times in training requests as trigger, candidate
     or behaviour; its fields' values are counted as often as it was seen. Most frequent values come first, ties in the
     order of the catalogue (items) or of the text. The related threshold is the data set's, or the lower edge of the
-    second-highest level. Raises DataError for unreadable files.
+    second-highest level. `n_levels` cuts the same range into so many levels in the place of the data set's; all else
+    stays. Raises DataError for unreadable files.
     """
     dataset, catalogue = open_dataset(folder), open_catalogue(folder)
     counts = TrainingCounts(dataset.schema, catalogue)
@@ -42,6 +44,8 @@ def fit_encoder(folder: Path) -> Encoder:
     scale = fit_scale(dataset, counts.similarity)
     threshold = float(scale.edges[-3]) if dataset.related_threshold is None else dataset.related_threshold
     rules = dataset.rules_with(threshold)
+    if n_levels is not None:
+        scale = replace(scale, n_levels=n_levels)
     return Encoder(dataset.schema, counts.vocabularies(), rules, scale, catalogue)
 
 
