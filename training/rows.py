@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
+from training.models.amen_lite import AmenLiteConfig
 from training.models.ccn_lite import CcnLiteConfig
 from training.models.daian import DaianConfig
 from training.models.deepfm import DeepFmConfig
 from training.models.dian import DianConfig
+from training.models.dihn import DihnConfig
 from training.models.din import DinConfig
 from training.models.mian import MianConfig
+from training.models.nif_lite import NifLiteConfig
 from training.models.r3s import R3sConfig
 from training.models.sim import SimConfig
 from training.models.tarq_lite import TarqLiteConfig
@@ -72,6 +75,24 @@ def deepfm(size: Size) -> DeepFmConfig:
     return DeepFmConfig(
         widths=size.widths, top=size.top, similarity_width=size.similarity_width, max_epochs=size.epochs
     )
+
+
+def dihn(size: Size) -> DihnConfig:
+    """DIHN as published."""
+    return DihnConfig(
+        widths=size.widths,
+        attention=size.attention,
+        uin_hidden=size.top[:1],
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
+def _dihn(**changed: Any) -> Callable[[Size], DihnConfig]:
+    return lambda size: replace(dihn(size), **changed)
 
 
 def dian(size: Size) -> DianConfig:
@@ -166,6 +187,33 @@ def ccn_lite(size: Size) -> CcnLiteConfig:
     )
 
 
+def amen_lite(size: Size) -> AmenLiteConfig:
+    """AMEN-lite with the trigger as a plain feature."""
+    return AmenLiteConfig(
+        widths=size.widths,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
+def nif_lite(size: Size) -> NifLiteConfig:
+    """NIF-lite with the trigger as a plain feature: a quarter of the budget for the flow, the rest for the clicks."""
+    quarter = max(1, size.epochs // 4)
+    return NifLiteConfig(
+        widths=size.widths,
+        attention=size.attention,
+        width=size.width,
+        n_heads=size.n_heads,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        flow_epochs=quarter,
+        click_epochs=max(1, size.epochs - quarter),
+    )
+
+
 def tarq_lite(size: Size) -> TarqLiteConfig:
     """TARQ-lite: half of the budget for the teacher, half for the student."""
     half = max(1, size.epochs // 2)
@@ -200,17 +248,24 @@ ROWS: Mapping[str, Row] = {
     "mian_trigger": Row("MIAN + trigger", "trigger as a feature", mian),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
+    "dihn": Row("DIHN", "trigger-induced", dihn),
     "tan": Row("TAN (DIAN's half with the trigger)", "trigger-induced", _dian(parts="tan")),
     "dian": Row("DIAN", "trigger-induced", dian),
     "r3s": Row("R3S", "trigger-induced", r3s),
     "r3s_2ta": Row("R3S+2TA", "trigger-induced", lambda size: replace(r3s(size), two_attentions=True)),
     # after papers that are known in part only
     "ccn_lite": Row("CCN-lite", "lite", ccn_lite),
+    "amen_lite": Row("AMEN-lite", "trigger-free", lambda size: replace(amen_lite(size), use_trigger=False)),
+    "amen_lite_trigger": Row("AMEN-lite + trigger", "trigger as a feature", amen_lite),
+    "nif_lite": Row("NIF-lite", "trigger-free", lambda size: replace(nif_lite(size), use_trigger=False)),
+    "nif_lite_trigger": Row("NIF-lite + trigger", "trigger as a feature", nif_lite),
     "tarq_lite": Row("TARQ-lite", "lite", tarq_lite),
     # ours
     "daian": Row("DAIAN", "daian", daian),
     "daian_concat": Row("DAIAN, e_sim also to the top", "daian", _daian(concat_similarity=True, hse_product=True)),
-    # DIAN's ablations
+    # DIHN's and DIAN's ablations
+    "dihn_no_hsm": Row("DIHN w/o HSM", "ablation", _dihn(use_hsm=False)),
+    "dihn_scalar": Row("DIHN, a scalar gate", "ablation", _dihn(gate="scalar")),
     "dian_no_intent_loss": Row("DIAN w/o intention loss", "ablation", _dian(intention_loss=0.0)),
     "dian_mean": Row("DIAN w/o Intention Net", "ablation", _dian(mix="mean")),
     # Table 2 of the paper, and our own switches

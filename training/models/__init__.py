@@ -5,7 +5,21 @@ from typing import Any
 from torch import nn
 
 from service.contract.encoder import EncoderSizes
-from training.models import ccn_lite, daian, deepfm, dian, din, mian, r3s, sim, tarq_lite, wdl
+from training.models import (
+    amen_lite,
+    ccn_lite,
+    daian,
+    deepfm,
+    dian,
+    dihn,
+    din,
+    mian,
+    nif_lite,
+    r3s,
+    sim,
+    tarq_lite,
+    wdl,
+)
 from training.models.spec import ModelSpec
 
 MODELS: dict[str, ModelSpec] = {
@@ -14,6 +28,9 @@ MODELS: dict[str, ModelSpec] = {
     "wdl": wdl.SPEC,
     "deepfm": deepfm.SPEC,
     "ccn_lite": ccn_lite.SPEC,
+    "amen_lite": amen_lite.SPEC,
+    "nif_lite": nif_lite.SPEC,
+    "dihn": dihn.SPEC,
     "dian": dian.SPEC,
     "mian": mian.SPEC,
     "tarq_lite": tarq_lite.SPEC,

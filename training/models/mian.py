@@ -70,7 +70,7 @@ class FieldInteraction(nn.Module):
         pieces = torch.split(fields, list(self.field_widths), dim=-1)
         mapped = [inward(piece) for inward, piece in zip(self.inward, pieces, strict=True)]
         if not self.weighs:
-            return torch.stack(mapped, dim=1), fields.new_zeros(len(fields), 1)
+            return torch.stack(mapped, dim=1), fields.new_zeros(fields.shape[0], 1)
         scores = [layer(piece) for layer, piece in zip(self.of_field, mapped, strict=True)]
         return torch.stack(mapped, dim=1), torch.cat(scores, dim=-1)
 
@@ -84,7 +84,7 @@ class FieldInteraction(nn.Module):
         """e_i ⊕ Σ α_j x_j."""
         if not self.weighs:
             only = rows.per_candidate(fields).squeeze(1)
-            return torch.cat([candidate, only.expand(len(candidate), -1)], dim=-1)
+            return torch.cat([candidate, only.expand(candidate.shape[0], -1)], dim=-1)
         scores = torch.tanh(self.of_candidate(candidate) + rows.per_candidate(field_scores))
         pooled = rows.unpad(rows.pad(torch.softmax(scores, dim=-1)) @ fields)
         return torch.cat([candidate, pooled], dim=-1)
@@ -178,7 +178,7 @@ class Mian(nn.Module):
             met.append(module(rows, candidate, state[f"{name}_fields"], state[f"{name}_scores"]))
         parts = torch.stack([layer(part) for layer, part in zip(self.candidate_parts, met, strict=True)], dim=1)
         of_request = state["top"].reshape(rows.n_requests, -1, self.config.width)
-        of_request = rows.per_candidate(of_request).expand(len(candidate), -1, -1)
+        of_request = rows.per_candidate(of_request).expand(candidate.shape[0], -1, -1)
         fused = self.fusion(torch.cat([parts, of_request], dim=1))
         return ModelOutputs(self.top(fused).squeeze(-1), {})
 
