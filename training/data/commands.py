@@ -156,41 +156,48 @@ def prepare_alimama(
 def simulate(
     *,
     out: Path,
-    requests: int = 20_000,
-    users: int = 3_000,
-    items: int = 2_000,
-    seed: int = 0,
+    preset: Literal["small", "demo", "full"] = "demo",
+    requests: int | None = None,
+    users: int | None = None,
+    items: int | None = None,
+    seed: int | None = None,
     overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Make a small shop world with known intents: eight days, six of them for training.
+    """Make a shop world whose truth is known: eight days, six of them for training. See docs/world.md.
 
     Parameters
     ----------
     out
         The folder to make; truth.parquet in it holds the true click probabilities and intents.
+    preset
+        The sizes: `small` (12,000 pages, 1,500 users, 2,000 items), `demo` (20,000, 3,000, 2,000), `full` (400,000,
+        50,000, 30,000).
     requests
-        How many pages are opened.
+        How many pages are opened, instead of the preset's.
     users
-        How many users there are.
+        How many users there are, instead of the preset's.
     items
-        How many items there are.
+        How many items there are, instead of the preset's.
     seed
-        The same seed and sizes give the same files.
+        The same seed and sizes give the same files. 0 if not given.
     overwrite
         Replace a prepared folder that is there already.
     as_json
         Print the report as JSON.
     """
+    from dataclasses import replace
+
     from rich.console import Console
     from rich.progress import Progress
 
-    from training.data.synthetic import World
+    from training.data.synthetic import PRESETS
     from training.data.synthetic import simulate as simulate_world
 
+    given = {"n_requests": requests, "n_users": users, "n_items": items, "seed": seed}
+    world = replace(PRESETS[preset], **{name: size for name, size in given.items() if size is not None})
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("simulating", total=requests)
-        world = World(requests, users, items, seed)
+        task = bar.add_task("simulating", total=world.n_requests)
         dataset = simulate_world(out, world, overwrite, lambda made: bar.advance(task, made))
     _show(dataset, out, as_json)
 

@@ -119,7 +119,7 @@ def test_the_truth_predicts_the_clicks_and_nothing_single_does(folder: Path) -> 
     truth = pq.read_table(folder / "truth.parquet")
     assert truth.column("request_id").to_pylist() == requests.request_id.tolist()
     assert flat(truth, "candidate").tolist() == requests.candidate.tolist()
-    probability = flat(truth, "probability")
+    probability = flat(truth, "probability").astype(np.float64)
     assert 0.7 < roc_auc_score(clicks, probability) < 0.9
     assert probability.mean() == pytest.approx(clicks.mean(), abs=4 * np.sqrt(clicks.mean() / len(clicks)))
     for low, high in ((0.02, 0.05), (0.1, 0.2), (0.3, 0.6)):
