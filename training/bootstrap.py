@@ -63,7 +63,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A function of the sums over rows. `of_sums` maps [..., C] to [...]; `clusters` says what is drawn together."""
+    """A function of the sums over rows. `of_sums` maps [B, C] to [B]; `clusters` says what is drawn together."""
 
     columns: Float[np.ndarray, "rows C"]
     clusters: Int64[np.ndarray, " rows"]
@@ -72,7 +72,7 @@ class Statistic:
     @property
     def value(self) -> float:
         """On the rows as they are."""
-        return float(self.of_sums(self.columns.sum(axis=0)))
+        return float(self.of_sums(self.columns.sum(axis=0, keepdims=True))[0])
 
 
 def ratio(

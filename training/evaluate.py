@@ -153,7 +153,7 @@ def other_data(run_folder: Path, data_folder: Path) -> str | None:
     path = run_folder / "config.json"
     trained_on = json.loads(path.read_text(encoding="utf-8")).get("data_sha256") if path.is_file() else None
     found = dataset_sha256(data_folder)
-    if trained_on is None or trained_on == found:
+    if not trained_on or trained_on == found:
         return None
     return (
         f"{data_folder} is not the data set that {run_folder} was trained on (dataset.json has SHA-256 {found[:12]}, "
