@@ -25,6 +25,7 @@ def register(app: App) -> None:
     app.command(train)
     app.command(evaluate)
     app.command(baselines)
+    app.command(compare)
     register_data(app)
 
 
@@ -149,6 +150,60 @@ def baselines(
     from training.baselines import baseline_numbers
 
     _print_numbers(baseline_numbers(data, split), as_json)
+
+
+def compare(
+    table: str,
+    *,
+    data: Path,
+    out: Path,
+    rows: str | None = None,
+    groups: str | None = None,
+    seeds: int = 5,
+    trials: int = 3,
+    jobs: int = 2,
+    levels: str | None = None,
+    report_only: bool = False,
+) -> None:
+    """Train every row of a table, searched alike, over seeds; write one report. Again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    table
+        The shared sizes and training of all rows: a key of TABLES in training/recipes.py, such as small.
+    data
+        A folder made by `daian data prepare` or `daian data simulate`; a shop's own logs as well.
+    out
+        Where runs, report.md and report.html go.
+    rows
+        Names of rows in training/rows.py with commas between; none: all.
+    groups
+        Groups of rows with commas between, such as "trigger-induced,daian"; added to the rows.
+    seeds
+        Runs of every row at its best setting.
+    trials
+        Settings that every row may try, on validation.
+    jobs
+        Processes, one torch thread each.
+    levels
+        Numbers of similarity levels to try with the row daian, such as 2,4,6,8,10.
+    report_only
+        Write the report of what is finished; train nothing.
+    """
+    from training.compare import Comparison, chosen_rows, read_states
+    from training.compare import compare as run_comparison
+    from training.compare_progress import CompareProgress
+    from training.report import write_report
+
+    swept = tuple(int(n) for n in levels.split(",")) if levels else ()
+    comparison = Comparison(table, data, out, chosen_rows(rows, groups), seeds, trials, jobs, swept)
+    if report_only:
+        states = read_states(comparison)
+    else:
+        with CompareProgress() as progress:
+            states = run_comparison(comparison, progress)
+    for path in write_report(comparison, states):
+        print(path)
 
 
 def _print_numbers(numbers: dict[str, dict[str, float]], as_json: bool) -> None:

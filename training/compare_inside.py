@@ -1,0 +1,105 @@
+"""Looking inside a trained model: gates, shares and intents of a split, and its scores under triggers of others.
+
+Called by `training.compare_worker` for runs of a comparison; the report prints what is found here. Explanations of a
+result begin with these numbers.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+
+from service.contract.encoder import Encoder
+from service.contract.requests import RequestBatch
+from service.contract.rules import HistoryRules
+from training.counts import ITEM_PRIOR
+from training.data.batches import Batch, Position, to_batch
+from training.data.dataset import split_files
+from training.data.pools import encode_labelled
+from training.data.request_files import read_requests
+from training.scores import Scored, score_batches
+from training.split_facts import Candidates, TrainingDays
+
+COLD_BELOW = int(ITEM_PRIOR)
+SPECIFIC = 0.5  # share of a request's intent in the highest level, and in the two lowest for a broad one
+_SEED = 0
+_BATCH_REQUESTS = 256
+
+
+@torch.no_grad()
+def look_inside(
+    model: Any, batches: Iterable[Batch], candidates: Candidates, training: TrainingDays
+) -> dict[str, dict[str, float]]:
+    """Means of the model's extras (gates, shares) by group of candidates; empty for a model without any.
+
+    specific and broad: requests whose clicks lie, for at least half, in the highest level or in the two lowest. cold:
+    candidates shown in fewer than 20 training impressions. `candidates` are those of the same split, in order.
+    """
+    extras: dict[str, list[np.ndarray]] = {}
+    owners: list[np.ndarray] = []
+    kinds: list[np.ndarray] = []
+    for batch in batches:
+        outputs = model.score(model.encode_request(batch.inputs), batch.inputs)
+        if not outputs.extras:
+            return {}
+        request = batch.inputs.candidate_request.numpy()
+        owners.append(batch.request_group[request])
+        kinds.append(_kind(batch.intent.numpy(), batch.has_intent.numpy())[request])
+        for name, values in outputs.extras.items():
+            extras.setdefault(name, []).append(values.numpy())
+    if not owners:
+        return {}
+    order = np.argsort(np.concatenate(owners), kind="stable")
+    kind = np.concatenate(kinds)[order]
+    cold = training.shown[candidates.item] < COLD_BELOW
+    groups = {"all": kind == kind, "specific": kind == 1, "broad": kind == 2, "cold": cold, "warm": ~cold}
+    found = {name: np.concatenate(values)[order] for name, values in extras.items()}
+    return {name: {group: _mean(values, rows) for group, rows in groups.items()} for name, values in found.items()}
+
+
+def _kind(intent: Float[np.ndarray, "R S"], has_intent: Bool[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
+    """1 specific, 2 broad, 0 neither or unknown."""
+    specific, broad = intent[:, -1] >= SPECIFIC, intent[:, :2].sum(axis=1) >= SPECIFIC
+    return np.where(has_intent & specific, 1, np.where(has_intent & broad, 2, 0)).astype(np.int64)
+
+
+def _mean(values: np.ndarray, rows: Bool[np.ndarray, " N"]) -> float:
+    return float(values[rows].mean()) if rows.any() else float("nan")
+
+
+def permuted_trigger_scores(model: Any, encoder: Encoder, data_folder: Path) -> Scored:
+    """The test split with every request under the trigger of another: what a model owes to the trigger is lost.
+
+    Triggers are permuted among the requests of a batch. The click that opened the page, which the encoder drops from
+    the history by the trigger's id, is taken out before: it would tell the true trigger.
+    """
+    return score_batches(model, _permuted_batches(encoder, data_folder))
+
+
+def _permuted_batches(encoder: Encoder, data_folder: Path) -> Iterator[Batch]:
+    random = np.random.default_rng(_SEED)
+    for path in split_files(data_folder, "test"):
+        for requests, clicks in read_requests(path, _BATCH_REQUESTS):
+            permuted = with_permuted_triggers(requests, encoder.rules, random)
+            yield to_batch(encode_labelled(permuted, clicks, encoder), Position())
+
+
+def with_permuted_triggers(requests: RequestBatch, rules: HistoryRules, random: np.random.Generator) -> RequestBatch:
+    """The same requests under each other's triggers, without the clicks that opened their pages."""
+    owner = requests.behaviour_request
+    age = requests.requested_at[owner] - requests.behaviour_at
+    opened = (requests.behaviour_item == requests.trigger[owner]) & (age <= rules.opening_window_s * 1_000)
+    kept = np.flatnonzero(~opened)
+    lengths = np.bincount(owner[kept], minlength=requests.n_requests)
+    return replace(
+        requests,
+        trigger=requests.trigger[random.permutation(requests.n_requests)],
+        behaviour_item=requests.behaviour_item[kept],
+        behaviour_at=requests.behaviour_at[kept],
+        behaviour_type=requests.behaviour_type[kept],
+        behaviour_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
