@@ -18,6 +18,7 @@ from training.models.dihn import DihnConfig
 from training.models.din import DinConfig
 from training.models.mian import MianConfig
 from training.models.nif_lite import NifLiteConfig
+from training.models.poso import PosoConfig
 from training.models.r3s import R3sConfig
 from training.models.sim import SimConfig
 from training.models.tarq_lite import TarqLiteConfig
@@ -153,6 +154,17 @@ def r3s(size: Size) -> R3sConfig:
     )
 
 
+def poso(size: Size) -> PosoConfig:
+    """POSO over DIN with the trigger as a plain feature."""
+    return PosoConfig(
+        widths=size.widths,
+        attention=size.attention,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
+    )
+
+
 def daian(size: Size) -> DaianConfig:
     """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
     quarter = max(1, size.epochs // 4)
@@ -237,6 +249,7 @@ ROWS: Mapping[str, Row] = {
     "deepfm": Row("DeepFM", "trigger-free", lambda size: replace(deepfm(size), use_trigger=False)),
     "tfn": Row("TFN (DIAN's half without the trigger)", "trigger-free", _dian(parts="tfn")),
     "mian": Row("MIAN", "trigger-free", lambda size: replace(mian(size), use_trigger=False)),
+    "poso": Row("POSO", "trigger-free", lambda size: replace(poso(size), use_trigger=False)),
     # the same, told of the trigger by its fields and the candidate's similarity to it
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
     "sim_hard_trigger": Row("SIM (hard) + trigger", "trigger as a feature", sim),
@@ -246,6 +259,7 @@ ROWS: Mapping[str, Row] = {
     "wdl_trigger": Row("WDL + trigger", "trigger as a feature", wdl),
     "deepfm_trigger": Row("DeepFM + trigger", "trigger as a feature", deepfm),
     "mian_trigger": Row("MIAN + trigger", "trigger as a feature", mian),
+    "poso_trigger": Row("POSO + trigger", "trigger as a feature", poso),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
     "dihn": Row("DIHN", "trigger-induced", dihn),

@@ -15,6 +15,7 @@ from training.models import (
     din,
     mian,
     nif_lite,
+    poso,
     r3s,
     sim,
     tarq_lite,
@@ -35,6 +36,7 @@ MODELS: dict[str, ModelSpec] = {
     "mian": mian.SPEC,
     "tarq_lite": tarq_lite.SPEC,
     "r3s": r3s.SPEC,
+    "poso": poso.SPEC,
     "daian": daian.SPEC,
 }
 
