@@ -83,7 +83,7 @@ def evaluate_fully(
     warning = other_data(run_folder, data_folder)
     run = open_run(run_folder, open_catalogue(data_folder))
     name = run.config.name
-    scores = {name: _scores_of(run, data_folder, split).in_order()}
+    scores = {name: _scores_of(run, data_folder, split)}
     if against is not None and score_bundle is not None:
         bundle, found = score_bundle(against, data_folder, split)
         scores[_other_name(bundle, name)] = found
@@ -110,7 +110,7 @@ def evaluate_fully(
 
 def _scores_of(run: Run, data_folder: Path, split: Split) -> Scored:
     torch.set_num_threads(run.config.n_threads)
-    return score_batches(run.model, evaluation_batches(data_folder, split, run.encoder, run.config).epoch())
+    return score_batches(run.model, evaluation_batches(data_folder, split, run.encoder, run.config).epoch()).in_order()
 
 
 def _measures(

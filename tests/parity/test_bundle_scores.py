@@ -1,0 +1,117 @@
+"""A bundle scores a split as its run does in PyTorch, and `evaluate_fully` compares the two."""
+
+import json
+import shutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models_export.bundle_scores import score_bundle
+from service.contract.bundle import Bundle
+from service.contract.errors import BundleError
+from tests.architecture.tree import ROOT
+from training.baselines import LINES
+from training.bootstrap import Resampling
+from training.checkpoint import open_run
+from training.data.dataset import open_catalogue
+from training.evaluate import best_line, evaluate, evaluate_fully
+from training.measures import Plan
+from training.measures_text import evaluation_text, write_text_report
+from training.scores import check_same_split, load_scores, score_batches
+from training.train import evaluation_batches
+
+PLAN = Plan(Resampling(n=60, n_auc=5))
+
+
+def test_a_bundle_scores_as_its_run(bundle: Bundle, run: Path, world: Path) -> None:
+    opened = open_run(run, open_catalogue(world))
+    batches = evaluation_batches(world, "test", opened.encoder, opened.config)
+    expected = score_batches(opened.model, batches.epoch()).in_order()
+    name, found = score_bundle(bundle.path, world, "test")
+    assert name == f"{bundle.name}/{bundle.version}"
+    check_same_split(expected, found)
+    assert np.abs(expected.logits - found.logits).max() < 1e-4
+    assert np.array_equal(expected.intent_label, found.intent_label)
+
+
+def test_the_folder_of_bundles_means_the_current_one(bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    name, _ = score_bundle(bundle.path.parent.parent, world, "test")
+    assert name == f"{bundle.name}/{bundle.version}"
+    with pytest.raises(BundleError):
+        score_bundle(tmp_path, world, "test")
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that may be written into."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_a_run_is_not_distinguishable_from_its_own_bundle(own_run: Path, bundle: Bundle, world: Path) -> None:
+    found = evaluate_fully(own_run, world, "test", bundle.path, score_bundle, PLAN)
+    live, line = found.tests
+    assert live["against"] == f"{bundle.name}/{bundle.version}"
+    assert live["difference"] == pytest.approx(0, abs=1e-4)
+    assert "not distinguishable" in live["sentence"]
+    best = best_line(found.numbers)
+    assert best is not None
+    assert line["against"] == LINES[best]
+    assert " is worse than " in line["sentence"], "its weights were drawn, not learnt"
+    assert list(found.measures) == ["din_demo", live["against"]]
+    assert found.warnings == []
+
+
+def test_an_evaluation_stays_in_the_run_folder(own_run: Path, world: Path) -> None:
+    found = evaluate_fully(own_run, world, "test", plan=PLAN)
+    assert found.numbers == evaluate(own_run, world, "test")
+    assert json.loads((own_run / "metrics.json").read_text())["test"] == found.numbers
+    saved = json.loads((own_run / "measures_test.json").read_text())
+    assert saved["measures"]["din_demo"]["ranking"]["auc"] == found.measures["din_demo"]["ranking"]["auc"]
+    assert saved["tests"] == found.tests
+    scored = load_scores(own_run / "scores_test.npz")
+    assert (np.diff(scored.request) >= 0).all()
+    value = found.measures["din_demo"]["ranking"]["gauc_request"]["value"]
+    assert value == pytest.approx(found.numbers["din_demo"]["gauc_request"])
+
+
+def test_other_data_is_said_and_not_written(own_run: Path, world: Path) -> None:
+    config = json.loads((own_run / "config.json").read_text())
+    (own_run / "config.json").write_text(json.dumps({**config, "data_sha256": "0" * 64}))
+    found = evaluate_fully(own_run, world, "test", plan=PLAN)
+    assert len(found.warnings) == 1
+    assert "not the data set" in found.warnings[0]
+    evaluate(own_run, world, "test")
+    written = {path.name for path in own_run.iterdir()}
+    assert not written & {"metrics.json", "measures_test.json", "scores_test.npz"}
+    assert found.warnings[0] in evaluation_text(found)
+
+
+def test_a_bundle_needs_someone_who_scores_it(own_run: Path, bundle: Bundle, world: Path) -> None:
+    with pytest.raises(ValueError, match="score_bundle"):
+        evaluate_fully(own_run, world, "test", bundle.path)
+
+
+def test_the_text_holds_every_part(own_run: Path, world: Path, tmp_path: Path) -> None:
+    found = evaluate_fully(own_run, world, "test", plan=PLAN)
+    write_text_report(found, tmp_path / "deep" / "report.md")
+    text = (tmp_path / "deep" / "report.md").read_text()
+    for word in ("NDCG@10", "expected calibration error", "cold", "7+", "similarity level", "share in the trigger's"):
+        assert word in text
+    assert found.tests[0]["sentence"] in text
+    assert "nan" not in text.lower().replace("not distinguishable", "")
+    assert "JS of the means" not in text, "DIN predicts no intent"
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) > 50
+    assert all(line.endswith("|") for line in tables)
+
+
+def test_the_entry_point_names_it() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert (
+        '[project.entry-points."daian.bundle_scores"]\nmodels_export = "models_export.bundle_scores:score_bundle"'
+        in text
+    )
+    entry = EntryPoint("models_export", "models_export.bundle_scores:score_bundle", "daian.bundle_scores")
+    assert entry.load() is score_bundle
