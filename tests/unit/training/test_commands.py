@@ -1,0 +1,81 @@
+"""What `daian evaluate` refuses before it scores anything, and what it hands on and prints."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import training.evaluate
+from service.contract.errors import DaianError
+from training import commands
+from training.evaluate import Evaluation
+
+FOUND = Evaluation(
+    run="m",
+    data="shop",
+    split="test",
+    numbers={"m": {"auc": 0.7, "gauc_user": 0.7, "gauc_request": 0.7, "auc_per_request": 0.7, "log_loss": math.nan}},
+    measures={},
+    tests=[{"against": "din", "sentence": "m is better than din."}],
+    warnings=["shop is not the data set"],
+)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Calls of the evaluation, which does nothing."""
+    calls: list[tuple[object, ...]] = []
+
+    def evaluate_fully(*given: object) -> Evaluation:
+        calls.append(given)
+        return FOUND
+
+    monkeypatch.setattr(training.evaluate, "evaluate_fully", evaluate_fully)
+    return calls
+
+
+def test_the_report_is_printed_and_written_and_the_warning_is_not_part_of_it(
+    asked: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.evaluate(Path("run"), data=Path("shop"), report=tmp_path / "report.md")
+    assert asked == [(Path("run"), Path("shop"), "test", None, None)]
+    shown = capsys.readouterr()
+    assert "m is better than din." in shown.out
+    assert shown.out == (tmp_path / "report.md").read_text()
+    assert shown.err == "warning: shop is not the data set\n"
+
+
+def test_json_is_json_and_nothing_else(asked: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]) -> None:
+    commands.evaluate(Path("run"), data=Path("shop"), split="validation", as_json=True)
+    assert asked[0][2] == "validation"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["numbers"]["m"]["log_loss"] is None
+    assert printed["warnings"] == FOUND.warnings
+
+
+def test_a_report_of_another_kind_is_refused_before_anything_is_scored(asked: list[tuple[object, ...]]) -> None:
+    with pytest.raises(DaianError, match=r"\.md"):
+        commands.evaluate(Path("run"), data=Path("shop"), report=Path("report.pdf"))
+    assert asked == []
+
+
+def test_a_bundle_without_an_exporter_is_refused_before_anything_is_scored(
+    asked: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "entry_points", lambda group: [])  # noqa: ARG005
+    with pytest.raises(DaianError, match="extra `export`"):
+        commands.evaluate(Path("run"), data=Path("shop"), against=Path("bundles"))
+    assert asked == []
+
+
+def test_a_bundle_is_scored_by_what_the_entry_point_names(
+    asked: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named:
+        def load(self) -> object:
+            return "the scorer"
+
+    monkeypatch.setattr(commands, "entry_points", lambda group: [Named()] if group == "daian.bundle_scores" else [])
+    commands.evaluate(Path("run"), data=Path("shop"), against=Path("bundles"))
+    assert asked == [(Path("run"), Path("shop"), "test", Path("bundles"), "the scorer")]
