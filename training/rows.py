@@ -17,6 +17,7 @@ from training.models.dian import DianConfig
 from training.models.dihn import DihnConfig
 from training.models.din import DinConfig
 from training.models.mian import MianConfig
+from training.models.mwuf import MwufConfig
 from training.models.nif_lite import NifLiteConfig
 from training.models.poso import PosoConfig
 from training.models.r3s import R3sConfig
@@ -165,6 +166,19 @@ def poso(size: Size) -> PosoConfig:
     )
 
 
+def mwuf(size: Size) -> MwufConfig:
+    """MWUF over DIN with the trigger as a plain feature: a quarter of the budget makes the warm vectors."""
+    quarter = max(1, size.epochs // 4)
+    return MwufConfig(
+        widths=size.widths,
+        attention=size.attention,
+        top=size.top,
+        similarity_width=size.similarity_width,
+        base_epochs=max(1, size.epochs - quarter),
+        meta_epochs=quarter,
+    )
+
+
 def daian(size: Size) -> DaianConfig:
     """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
     quarter = max(1, size.epochs // 4)
@@ -250,6 +264,7 @@ ROWS: Mapping[str, Row] = {
     "tfn": Row("TFN (DIAN's half without the trigger)", "trigger-free", _dian(parts="tfn")),
     "mian": Row("MIAN", "trigger-free", lambda size: replace(mian(size), use_trigger=False)),
     "poso": Row("POSO", "trigger-free", lambda size: replace(poso(size), use_trigger=False)),
+    "mwuf": Row("MWUF", "trigger-free", lambda size: replace(mwuf(size), use_trigger=False)),
     # the same, told of the trigger by its fields and the candidate's similarity to it
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
     "sim_hard_trigger": Row("SIM (hard) + trigger", "trigger as a feature", sim),
@@ -260,6 +275,7 @@ ROWS: Mapping[str, Row] = {
     "deepfm_trigger": Row("DeepFM + trigger", "trigger as a feature", deepfm),
     "mian_trigger": Row("MIAN + trigger", "trigger as a feature", mian),
     "poso_trigger": Row("POSO + trigger", "trigger as a feature", poso),
+    "mwuf_trigger": Row("MWUF + trigger", "trigger as a feature", mwuf),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
     "dihn": Row("DIHN", "trigger-induced", dihn),

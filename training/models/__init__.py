@@ -14,6 +14,7 @@ from training.models import (
     dihn,
     din,
     mian,
+    mwuf,
     nif_lite,
     poso,
     r3s,
@@ -37,6 +38,7 @@ MODELS: dict[str, ModelSpec] = {
     "tarq_lite": tarq_lite.SPEC,
     "r3s": r3s.SPEC,
     "poso": poso.SPEC,
+    "mwuf": mwuf.SPEC,
     "daian": daian.SPEC,
 }
 
