@@ -15,13 +15,13 @@ DIMENSIONS = 64
 LATE, WITHOUT_VECTOR = 0.10, 0.02  # shares of the items
 POPULARITY_SPREAD = 1.5  # of the log-normal popularity: a tenth of the items has more than half of it
 _TOPIC_SPREAD = 0.5  # of the log-normal sizes of topics
-_WORDS = 40  # written about an item at most; at least half as many
+_WORDS = 40  # written about an item at most; at least three quarters as many
 _VOCABULARY = {"topic": 8, "leaf": 8, "top": 8, "general": 400}  # words of each topic, leaf, top; of all items
 _SHARE = {"topic": 0.42, "leaf": 0.32, "top": 0.20}  # of a plainly written item's words; the rest are general
 _PLAIN = (0.6, 1.0)  # how plainly an item is written: those shares are multiplied by a number from this range
 _GOES_TOGETHER = 0.8  # of the leaves in each of the two matchings below
-_REWRITTEN = (0.02, 0.4)  # share of a listing's words that are its own, not its product's
-_PER_PRODUCT = 8  # listings of one product, on average
+_REWRITTEN = (0.0, 0.25)  # share of a listing's words that are its own, not its product's
+_PER_PRODUCT = 10  # listings of one product, on average
 _CHUNK = 4_096  # items whose word directions are in memory at once
 
 
@@ -114,7 +114,7 @@ def _texts(
     first = np.searchsorted(product, product)  # the first listing of each item's product
     written, own = _words(random, topic, leaf, top)[first], _words(random, topic, leaf, top)
     rewritten = random.random(own.shape) < random.uniform(*_REWRITTEN, (len(own), 1))
-    length = random.integers(_WORDS // 2, _WORDS + 1, (len(own), 1))
+    length = random.integers(3 * _WORDS // 4, _WORDS + 1, (len(own), 1))
     return np.where(np.arange(_WORDS) < length, np.where(rewritten, own, written), -1)
 
 
