@@ -1,5 +1,6 @@
-"""What the training split says about its items: impressions, clicks, and who clicked. Made once a run by
-`training.train`, for models whose registry line asks for it (POSO, MWUF).
+"""What the training split says about its items: impressions, clicks, who clicked, and the items' fields.
+
+Made once a run by `training.train`, for models whose registry line asks for it (POSO, MWUF).
 
 One pass over the request files. In memory: two numbers an item and two an observed click, never the impressions. Only
 the training days are read: counts of later days would tell a model what it is tested on.
@@ -9,12 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
+from service.contract.vocabulary import OOV
 from training.data.dataset import split_files
 from training.data.request_files import read_requests
 from training.models.spec import TrainingFacts
+
+_CHUNK = 16_384  # items encoded at once
 
 
 def training_facts(data_folder: Path, encoder: Encoder) -> TrainingFacts:
@@ -30,7 +35,22 @@ def training_facts(data_folder: Path, encoder: Encoder) -> TrainingFacts:
             clicks += np.bincount(shown[was_clicked], minlength=n_items)
             users.append(inputs.user_fields[inputs.candidate_request[was_clicked], 0])
             items.append(shown[was_clicked])
-    return TrainingFacts(impressions, clicks, np.concatenate(users), np.concatenate(items))
+    return TrainingFacts(impressions, clicks, np.concatenate(users), np.concatenate(items), _item_fields(encoder))
+
+
+def _item_fields(encoder: Encoder) -> Int64[np.ndarray, "M I"]:
+    """The fields of every item that has an id of its own; the encoder is asked as for the candidates of a page."""
+    fields = np.zeros((encoder.sizes.item[0], len(encoder.sizes.item)), np.int64)
+    page = {"request_id": "items", "requested_at": 0, "user": {"user": None}, "trigger": "", "candidates": []}
+    empty = RequestBatch.from_rows([page])
+    request = encoder.encode_request(empty)
+    for start in range(1, encoder.catalogue.n_items + 1, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, encoder.catalogue.n_items + 1))
+        batch = empty.with_candidates(encoder.catalogue.ids(rows))
+        found = encoder.encode_candidates(request, batch).candidate_fields
+        fields[found[:, 0]] = found
+    fields[OOV] = OOV  # the items that share this id have nothing else in common
+    return fields
 
 
 def _without_behaviours(batch: RequestBatch) -> RequestBatch:

@@ -13,7 +13,9 @@ from training.models.amen_lite import AmenLiteConfig
 from training.models.ccn_lite import CcnLiteConfig
 from training.models.daian import DaianConfig
 from training.models.deepfm import DeepFmConfig
+from training.models.dei2n import Dei2nConfig
 from training.models.dian import DianConfig
+from training.models.dien import DienConfig
 from training.models.dihn import DihnConfig
 from training.models.din import DinConfig
 from training.models.mian import MianConfig
@@ -76,6 +78,18 @@ def deepfm(size: Size) -> DeepFmConfig:
     """DeepFM with the trigger as a plain feature."""
     return DeepFmConfig(
         widths=size.widths, top=size.top, similarity_width=size.similarity_width, max_epochs=size.epochs
+    )
+
+
+def dei2n(size: Size) -> Dei2nConfig:
+    """DEI2N as published."""
+    return Dei2nConfig(
+        widths=size.widths,
+        attention=size.attention,
+        top=size.top,
+        intensity_hidden=size.top[-1:],
+        similarity_width=size.similarity_width,
+        max_epochs=size.epochs,
     )
 
 
@@ -179,6 +193,11 @@ def mwuf(size: Size) -> MwufConfig:
     )
 
 
+def dien(size: Size) -> DienConfig:
+    """DIEN with the trigger as a plain feature."""
+    return DienConfig(widths=size.widths, top=size.top, similarity_width=size.similarity_width, max_epochs=size.epochs)
+
+
 def daian(size: Size) -> DaianConfig:
     """DAIAN as published: a quarter of the budget for the intent, a quarter for the interests, half for all."""
     quarter = max(1, size.epochs // 4)
@@ -257,6 +276,7 @@ def tarq_lite(size: Size) -> TarqLiteConfig:
 ROWS: Mapping[str, Row] = {
     # models that do not know the trigger, as published
     "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
+    "dien": Row("DIEN", "trigger-free", lambda size: replace(dien(size), use_trigger=False)),
     "sim_hard": Row("SIM (hard)", "trigger-free", lambda size: replace(sim(size), use_trigger=False)),
     "sim_soft": Row("SIM (soft)", "trigger-free", lambda size: replace(sim(size), use_trigger=False, search="soft")),
     "wdl": Row("WDL", "trigger-free", lambda size: replace(wdl(size), use_trigger=False)),
@@ -267,6 +287,7 @@ ROWS: Mapping[str, Row] = {
     "mwuf": Row("MWUF", "trigger-free", lambda size: replace(mwuf(size), use_trigger=False)),
     # the same, told of the trigger by its fields and the candidate's similarity to it
     "din_trigger": Row("DIN + trigger", "trigger as a feature", din),
+    "dien_trigger": Row("DIEN + trigger", "trigger as a feature", dien),
     "sim_hard_trigger": Row("SIM (hard) + trigger", "trigger as a feature", sim),
     "sim_soft_trigger": Row(
         "SIM (soft) + trigger", "trigger as a feature", lambda size: replace(sim(size), search="soft")
@@ -278,7 +299,9 @@ ROWS: Mapping[str, Row] = {
     "mwuf_trigger": Row("MWUF + trigger", "trigger as a feature", mwuf),
     # models made for triggers
     "din_2ta": Row("DIN+2TA", "trigger-induced", lambda size: replace(din(size), trigger_attention=True)),
+    "dien_2ta": Row("DIEN+2TA", "trigger-induced", lambda size: replace(dien(size), trigger_evolution=True)),
     "dihn": Row("DIHN", "trigger-induced", dihn),
+    "dei2n": Row("DEI2N", "trigger-induced", dei2n),
     "tan": Row("TAN (DIAN's half with the trigger)", "trigger-induced", _dian(parts="tan")),
     "dian": Row("DIAN", "trigger-induced", dian),
     "r3s": Row("R3S", "trigger-induced", r3s),

@@ -95,6 +95,7 @@ class TrainingFacts:
     item_clicks: Int64[np.ndarray, " M"]
     click_user: Int64[np.ndarray, " E"]  # the user id of every click,
     click_item: Int64[np.ndarray, " E"]  # and its item id
+    item_fields: Int64[np.ndarray, "M I"]  # all fields of every item, by item id; zeros where the id is no item's
 
 
 @dataclass(frozen=True)

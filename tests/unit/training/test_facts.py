@@ -91,3 +91,20 @@ def test_an_item_that_the_encoder_does_not_know_counts_as_unknown(shop: Path, tm
     assert found.item_impressions[0] == 0
     assert found.item_impressions[1] > 0
     assert found.item_impressions.sum() == sum(batch.n_candidates for batch, _ in read_requests(shop / "train"))
+
+
+def test_every_item_with_an_id_has_its_fields(shop: Path, encoder: Encoder) -> None:
+    found = training_facts(shop, encoder).item_fields
+    names = encoder.catalogue.ids(np.arange(1, encoder.catalogue.n_items + 1))
+    page = {"request_id": "r", "requested_at": 0, "user": {"user": None}, "trigger": "i0", "candidates": names}
+    expected = encoder.encode(RequestBatch.from_rows([page])).candidate_fields
+    assert len(np.unique(expected[:, 0])) == len(names)
+    np.testing.assert_array_equal(found[expected[:, 0]], expected)
+    assert found[0].tolist() == [0, 0, 0]
+    assert found[1].tolist() == [1, 1, 1]
+
+
+def test_items_are_encoded_in_chunks(shop: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = training_facts(shop, encoder).item_fields
+    monkeypatch.setattr(facts_module, "_CHUNK", 7)
+    np.testing.assert_array_equal(training_facts(shop, encoder).item_fields, whole)

@@ -21,7 +21,8 @@ COUNTS = (3, 1, 4)
 
 def facts(impressions: np.ndarray) -> TrainingFacts:
     nothing = np.zeros(0, np.int64)
-    return TrainingFacts(impressions, np.zeros_like(impressions), nothing, nothing)
+    fields = np.zeros((len(impressions), len(SIZES.item)), np.int64)
+    return TrainingFacts(impressions, np.zeros_like(impressions), nothing, nothing, fields)
 
 
 def impressions() -> np.ndarray:
