@@ -1,0 +1,169 @@
+"""`make peers`: are our DIN, DeepFM and DIEN as good as those of DeepCTR-Torch and FuxiCTR?
+
+The same rows, widths, layers, optimiser, batches and epochs for both sides, several seeds each. Prints the table and
+writes it into docs/peers.md. What cannot be made equal stands on that page. A second call with the same folder goes on
+where the first one stopped.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.compare import markdown, signed, spread, welch, write_measured
+from benchmarks.peers.convert import heights, rows_of
+from benchmarks.peers.environment import DEEPCTR, FUXICTR, peers_python
+from benchmarks.peers.rows import Rows
+from benchmarks.peers.terms import Terms
+from benchmarks.peers.train_ours import OURS, train_one
+from training.data.batches import Batches, BatchPlan
+from training.data.dataset import SPLITS, open_dataset, split_files, to_json
+from training.data.fit_encoder import fit_encoder
+from training.data.pools import KeptPools
+from training.data.synthetic import World, simulate
+from training.metrics import ranking_numbers
+
+PAIRS = (
+    ("din", "deepctr-torch/din"),
+    ("din", "fuxictr/din"),
+    ("deepfm", "deepctr-torch/deepfm"),
+    ("dien", "deepctr-torch/dien"),
+    ("dien-no-auxiliary", "fuxictr/dien"),
+)
+NAMES = {"din": "DIN", "deepfm": "DeepFM", "dien": "DIEN", "dien-no-auxiliary": "DIEN without auxiliary loss"}
+LIBRARIES = {"deepctr-torch": "DeepCTR-Torch", "fuxictr": "FuxiCTR"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Numbers of one trained model on the test split."""
+
+    auc: float
+    gauc: float
+    facts: dict[str, Any]
+
+
+def small_world(folder: Path, n_requests: int, n_history: int) -> None:
+    """A simulated world whose histories are short: a peer pads every row to the longest, and time grows with that."""
+    simulate(folder, World(n_requests=n_requests, n_users=1500, n_items=1500))
+    dataset = open_dataset(folder)
+    short = replace(dataset, rules=replace(dataset.rules, max_length=n_history))
+    (folder / "dataset.json").write_text(json.dumps(to_json(short), indent=1), encoding="utf-8")
+
+
+def prepare(data: Path, folder: Path, terms: Terms) -> KeptPools:
+    """Writes rows, heights and terms for the peers; returns the encoded requests for our own models."""
+    pools = KeptPools(fit_encoder(data))
+    sizes = pools.encoder.sizes
+    (folder / "scores").mkdir(parents=True, exist_ok=True)
+    terms.save(folder / "terms.json")
+    heights(sizes, terms.similarity_bins).save(folder / "heights.json")
+    for split in SPLITS:
+        batches = Batches(split_files(data, split), pools.encoder, BatchPlan(8192, shuffle=False), pools)
+        rows_of(batches.epoch(), sizes, terms.similarity_bins, terms.history).save(folder / f"{split}.npz")
+    return pools
+
+
+def runs_of(folder: Path, name: str, terms: Terms, test: Rows) -> list[Run]:
+    """The runs of one model over the seeds, scored on the same rows by the same metrics."""
+    found = []
+    for seed in terms.seeds:
+        with np.load(folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz", allow_pickle=False) as saved:
+            scores, facts = saved["scores"], json.loads(str(saved["facts"]))
+        codes = test.code[test.request]
+        numbers = ranking_numbers(scores, test.click, codes, codes)
+        found.append(Run(numbers["auc"], numbers["gauc_request"], facts))
+    return found
+
+
+def tables(folder: Path, terms: Terms, pairs: tuple[tuple[str, str], ...]) -> str:
+    """Ranking and speed, pair by pair, as Markdown."""
+    test = Rows.open(folder / "test.npz")
+    ranking, speed = [], []
+    for own, peer in pairs:
+        ours, theirs = runs_of(folder, f"ours/{own}", terms, test), runs_of(folder, peer, terms, test)
+        library = LIBRARIES[peer.partition("/")[0]]
+        for metric in ("auc", "gauc"):
+            left, right = [getattr(run, metric) for run in ours], [getattr(run, metric) for run in theirs]
+            found = welch(left, right)
+            label = "AUC" if metric == "auc" else "GAUC per request"
+            ranking.append([NAMES[own], library, label, spread(left), spread(right), signed(found), found.verdict])
+        left, right = (np.median([run.facts["per_s"] for run in runs]) for runs in (ours, theirs))
+        parameters = [f"{runs[0].facts['parameters']:,}" for runs in (ours, theirs)]
+        speed.append([NAMES[own], library, f"{left:,.0f}", f"{right:,.0f}", f"{left / right:.1f}", *parameters])
+    head = ["model", "peer", "metric", "ours", "peer's", "ours - peer's [95 %]", "verdict"]
+    speed_head = ["model", "peer", "ours, candidates/s", "peer's, candidates/s", "ratio", "ours, parameters", "peer's"]
+    return f"{markdown(head, ranking)}\n\n{markdown(speed_head, speed)}"
+
+
+def circumstances(data: Path, terms: Terms, seconds: float) -> str:
+    """Command, data, versions, machine and time."""
+    report = open_dataset(data).report
+    sizes = ", ".join(f"{split} {report[split]['requests']:,} requests" for split in SPLITS)
+    packages = [f"{name} {version(name)}" for name in ("torch", "numpy")] + [DEEPCTR, FUXICTR]
+    lines = [
+        f"Command: `{command()}`",
+        f"Data: {open_dataset(data).name} ({sizes})",
+        f"Terms: {terms}",
+        f"Versions: {', '.join(packages)}, Python {platform.python_version()}",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread; {seconds / 60:.0f} minutes in all",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def command() -> str:
+    """As it was typed."""
+    return " ".join(["python -m benchmarks.peers", *sys.argv[1:]])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--data", type=Path, help="a prepared folder; without it a small world is simulated")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/peers"), help="rows, runs and scores")
+    parser.add_argument("--environment", type=Path, default=Path("artifacts/peers-venv"), help="the peers' packages")
+    parser.add_argument("--torch", default="torch==2.13.0", help="the build of torch for the peers")
+    parser.add_argument("--requests", type=int, default=6000, help="pages of the simulated world")
+    parser.add_argument("--history", type=int, default=20, help="behaviours in a history of the simulated world")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--models", nargs="*", default=list(OURS), choices=OURS)
+    parser.add_argument("--page", type=Path, help="where the table goes, between its two marks")
+    return parser.parse_args()
+
+
+def main() -> int:
+    started = time.monotonic()
+    options = arguments()
+    terms = replace(Terms(), max_epochs=options.epochs, seeds=tuple(range(1, options.seeds + 1)))
+    data = options.data or options.out / "world"
+    if not options.data and not data.exists():
+        data.parent.mkdir(parents=True, exist_ok=True)
+        small_world(data, options.requests, options.history)
+    terms = replace(terms, history=open_dataset(data).rules.max_length)
+    python = peers_python(options.environment.absolute(), options.torch)
+    pairs = tuple(pair for pair in PAIRS if pair[0] in options.models)
+    pools = prepare(data, options.out, terms)
+    for seed in terms.seeds:
+        for name in dict.fromkeys(own for own, _ in pairs):
+            train_one(name, data, options.out, terms, seed, pools)
+    theirs = [str(python), "-m", "benchmarks.peers.train_theirs", str(options.out), "--only"]
+    subprocess.run([*theirs, *dict.fromkeys(peer for _, peer in pairs)], check=True, env=os.environ | ONE_THREAD)
+    found = f"{tables(options.out, terms, pairs)}\n\n{circumstances(data, terms, time.monotonic() - started)}"
+    print(found)
+    if options.page:
+        write_measured(options.page, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
