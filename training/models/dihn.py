@@ -6,8 +6,8 @@ whole of it by the blended query (SSM). Of all this only the blend and the last 
 
 Where paper and authors' code disagree (their repository): HSM is eq. 4-6's additive attention over positions, not a
 self-attention averaged over padding too; each sub-sequence has its own mask, not that of the whole; FIM exists;
-up to three attributes, not two. Eq. 10 prints the softmax's bracket after V: the scale is of QK^T alone. The text ends
-in a ReLU and the code in a bare logit: one logit here.
+up to three attributes, not two; the gate is bounded (linear in the code). Eq. 10 prints the softmax's bracket after V:
+the scale is of QK^T alone. The text ends in a ReLU and the code in a bare logit: one logit here.
 
 Our assumptions. VT_x is a sigmoid layer, as a blend needs. E_u is brought to the behaviours' width for FIM by a linear
 map. Positions count from the newest behaviour. Attributes are the leaf category and then the schema's other item fields
