@@ -14,11 +14,11 @@ from jaxtyping import Int64
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
-from service.contract.vocabulary import OOV
 from training.data.dataset import split_files
 from training.data.request_files import read_requests
 from training.models.spec import TrainingFacts
 
+UNKNOWN = 1  # the contract's id for an item that the vocabulary does not hold
 _CHUNK = 16_384  # items encoded at once
 
 
@@ -49,7 +49,7 @@ def _item_fields(encoder: Encoder) -> Int64[np.ndarray, "M I"]:
         batch = empty.with_candidates(encoder.catalogue.ids(rows))
         found = encoder.encode_candidates(request, batch).candidate_fields
         fields[found[:, 0]] = found
-    fields[OOV] = OOV  # the items that share this id have nothing else in common
+    fields[UNKNOWN] = UNKNOWN  # the items that share this id have nothing else in common
     return fields
 
 
