@@ -112,3 +112,7 @@ bench: $(READY) | $(BUNDLES)/current  ## time of one ranking, by part, beside th
 
 ci: check test  ## what CI runs: check, test and a short demo
 	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"
+
+.PHONY: peers
+peers: $(READY)  ## our DIN, DeepFM and DIEN beside those of two public libraries (docs/peers.md)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers --torch '$(TORCH)' $(ARGS)

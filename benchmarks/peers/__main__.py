@@ -11,8 +11,8 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from benchmarks.peers.rows import Rows
 from benchmarks.peers.terms import Terms
 from benchmarks.peers.train_ours import OURS, train_one
 from training.data.batches import Batches, BatchPlan
-from training.data.dataset import SPLITS, open_dataset, split_files, to_json
+from training.data.dataset import SPLITS, dataset_sha256, open_dataset, split_files, to_json
 from training.data.fit_encoder import fit_encoder
 from training.data.pools import KeptPools
 from training.data.synthetic import World, simulate
@@ -61,8 +61,19 @@ def small_world(folder: Path, n_requests: int, n_history: int) -> None:
     (folder / "dataset.json").write_text(json.dumps(to_json(short), indent=1), encoding="utf-8")
 
 
+def refuse_another_comparison(data: Path, folder: Path, terms: Terms) -> None:
+    """Scores in the folder belong to its first data and terms; more seeds may join. Raises ValueError for others."""
+    path = folder / "comparison.json"
+    asked = {"data": dataset_sha256(data), "terms": json.loads(json.dumps(asdict(replace(terms, seeds=()))))}
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asked:
+        raise ValueError(f"{folder} holds a comparison on other data or terms; give another --out, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked), encoding="utf-8")
+
+
 def prepare(data: Path, folder: Path, terms: Terms) -> KeptPools:
     """Writes rows, heights and terms for the peers; returns the encoded requests for our own models."""
+    refuse_another_comparison(data, folder, terms)
     pools = KeptPools(fit_encoder(data))
     sizes = pools.encoder.sizes
     (folder / "scores").mkdir(parents=True, exist_ok=True)
@@ -74,13 +85,17 @@ def prepare(data: Path, folder: Path, terms: Terms) -> KeptPools:
     return pools
 
 
-def runs_of(folder: Path, name: str, terms: Terms, test: Rows) -> list[Run]:
-    """The runs of one model over the seeds, scored on the same rows by the same metrics."""
-    found = []
+def saved_runs(folder: Path, name: str, terms: Terms) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Test scores and facts of one model, seed by seed."""
     for seed in terms.seeds:
         with np.load(folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz", allow_pickle=False) as saved:
-            scores, facts = saved["scores"], json.loads(str(saved["facts"]))
-        codes = test.code[test.request]
+            yield saved["scores"], json.loads(str(saved["facts"]))
+
+
+def runs_of(folder: Path, name: str, terms: Terms, test: Rows) -> list[Run]:
+    """The runs of one model over the seeds, scored on the same rows by the same metrics."""
+    found, codes = [], test.code[test.request]
+    for scores, facts in saved_runs(folder, name, terms):
         numbers = ranking_numbers(scores, test.click, codes, codes)
         found.append(Run(numbers["auc"], numbers["gauc_request"], facts))
     return found
@@ -106,8 +121,10 @@ def tables(folder: Path, terms: Terms, pairs: tuple[tuple[str, str], ...]) -> st
     return f"{markdown(head, ranking)}\n\n{markdown(speed_head, speed)}"
 
 
-def circumstances(data: Path, terms: Terms, seconds: float) -> str:
+def circumstances(data: Path, folder: Path, terms: Terms, pairs: tuple[tuple[str, str], ...]) -> str:
     """Command, data, versions, machine and time."""
+    sides = [f"ours/{own}" for own, _ in pairs], [peer for _, peer in pairs]
+    minutes = [sum(seconds(folder, name, terms) for name in set(names)) / 60 for names in sides]
     report = open_dataset(data).report
     sizes = ", ".join(f"{split} {report[split]['requests']:,} requests" for split in SPLITS)
     packages = [f"{name} {version(name)}" for name in ("torch", "numpy")] + [DEEPCTR, FUXICTR]
@@ -116,9 +133,15 @@ def circumstances(data: Path, terms: Terms, seconds: float) -> str:
         f"Data: {open_dataset(data).name} ({sizes})",
         f"Terms: {terms}",
         f"Versions: {', '.join(packages)}, Python {platform.python_version()}",
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread; {seconds / 60:.0f} minutes in all",
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread; training took "
+        f"{minutes[0]:.0f} minutes for ours and {minutes[1]:.0f} for the peers'",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def seconds(folder: Path, name: str, terms: Terms) -> float:
+    """How long the training of one model took over the seeds, validation included."""
+    return float(sum(facts["seconds"] for _, facts in saved_runs(folder, name, terms)))
 
 
 def command() -> str:
@@ -142,7 +165,6 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    started = time.monotonic()
     options = arguments()
     terms = replace(Terms(), max_epochs=options.epochs, seeds=tuple(range(1, options.seeds + 1)))
     data = options.data or options.out / "world"
@@ -158,7 +180,7 @@ def main() -> int:
             train_one(name, data, options.out, terms, seed, pools)
     theirs = [str(python), "-m", "benchmarks.peers.train_theirs", str(options.out), "--only"]
     subprocess.run([*theirs, *dict.fromkeys(peer for _, peer in pairs)], check=True, env=os.environ | ONE_THREAD)
-    found = f"{tables(options.out, terms, pairs)}\n\n{circumstances(data, terms, time.monotonic() - started)}"
+    found = f"{tables(options.out, terms, pairs)}\n\n{circumstances(data, options.out, terms, pairs)}"
     print(found)
     if options.page:
         write_measured(options.page, found)
