@@ -57,11 +57,10 @@ class SimConfig:
 
 def best(scores: Tensor, mask: Tensor, n_found: int) -> Tensor:
     """bool [R C L]: the `n_found` highest of `scores` [R C L] among what is there (`mask` [R 1 L]); all when fewer."""
-    there = torch.where(mask, scores, MASKED_SCORE)
-    places = there.topk(min(n_found, scores.shape[-1]), dim=-1).indices
-    # A mask of 0 and 1 in the scores' type: what scatters and multiplies alike in PyTorch and ONNX Runtime.
-    chosen = torch.zeros_like(scores).scatter(-1, places, 1.0)
-    return (chosen > 0) & mask
+    # Places behind the sequence's end, so that there are always K to take: the exporter has no min(K, L) for a free L.
+    there = functional.pad(torch.where(mask, scores, MASKED_SCORE), (0, n_found), value=MASKED_SCORE)
+    chosen = torch.zeros_like(there).scatter(-1, there.topk(n_found, dim=-1).indices, 1.0)
+    return (chosen[..., : scores.shape[-1]] > 0) & mask
 
 
 class SoftSearch(nn.Module):
