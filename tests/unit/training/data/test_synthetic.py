@@ -1,8 +1,11 @@
 """The simulated shop: the same seed gives the same bytes, nobody sees the future, the truth behind it is consistent."""
 
 import hashlib
+import tracemalloc
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
+from training.data import synthetic
 from training.data.dataset import SPLITS, Dataset, open_catalogue, open_dataset, split_files
 from training.data.request_files import read_requests
-from training.data.synthetic import DAY_MS, FIRST_DAY_MS, N_DAYS, World, simulate
+from training.data.synthetic import DAY_MS, FIRST_DAY_MS, N_DAYS, PRESETS, World, simulate
+from training.data.world_shop import Shop, make_shop
 
 WORLD = World(n_requests=1600, n_users=80, n_items=300, seed=5)
 
@@ -151,3 +156,175 @@ def test_what_specific_visitors_click_is_more_similar_to_the_trigger(folder: Pat
     specific = (intent[:, -2:].sum(axis=1) > 0.5)[requests.candidate_request]
     counted = (clicks == 1) & (similarity > -1)
     assert similarity[counted & specific].mean() > similarity[counted & ~specific].mean() + 0.15
+
+
+# ---- the properties that docs/world.md states, in a world large enough to measure them ------------------------------
+
+MEASURED = World(n_requests=9_600, n_users=900, n_items=1_500, seed=3)
+
+
+class Log(NamedTuple):
+    """A world's log and truth, a row each candidate; `shop` and `users` as the generator drew them."""
+
+    requests: RequestBatch
+    clicks: np.ndarray
+    place: np.ndarray
+    similarity: np.ndarray
+    attractiveness: np.ndarray
+    probability: np.ndarray
+    population: np.ndarray
+    trigger: np.ndarray  # items, -1 for none
+    candidate: np.ndarray
+    shop: Shop
+
+
+def log_of(world: World, out: Path) -> Log:
+    simulate(out, world)
+    requests, clicks = all_requests(out)
+    owner = requests.candidate_request
+    catalogue, truth = open_catalogue(out), pq.read_table(out / "truth.parquet")
+    trigger, candidate = (catalogue.rows(ids.tolist()) for ids in (requests.trigger[owner], requests.candidate))
+    return Log(
+        requests=requests,
+        clicks=clicks,
+        place=np.arange(len(owner)) - requests.candidate_offsets[owner],
+        similarity=catalogue.similarity(trigger, candidate),
+        attractiveness=flat(truth, "attractiveness").astype(np.float64),
+        probability=flat(truth, "probability").astype(np.float64),
+        population=np.array(truth.column("population").to_pylist(), dtype=object)[owner],
+        trigger=trigger - 1,
+        candidate=candidate - 1,
+        shop=make_shop(np.random.default_rng(world.seed), world.n_items, N_DAYS * DAY_MS),
+    )
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return log_of(MEASURED, tmp_path_factory.mktemp("measured") / "data")
+
+
+def test_the_files_do_not_depend_on_how_many_pages_are_made_at_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunk in (37, 100_000):
+        monkeypatch.setattr(synthetic, "_CHUNK", chunk)
+        simulate(tmp_path / str(chunk), WORLD)
+        assert digest(folder) == digest(tmp_path / str(chunk))
+
+
+def test_without_waves_the_chunk_would_show(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saboteur: all visits of a chunk at once, each user's second as if it did not know of the first."""
+    monkeypatch.setattr(synthetic, "_waves", lambda user: [np.arange(len(user))])
+    simulate(tmp_path / "at-once", WORLD)
+    assert digest(folder) != digest(tmp_path / "at-once")
+
+
+def test_memory_does_not_grow_with_the_requests(tmp_path: Path) -> None:
+    def peak(n_requests: int) -> int:
+        tracemalloc.start()
+        simulate(tmp_path / str(n_requests), World(n_requests, n_users=2_000, n_items=300, seed=1))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    first = peak(17_000)  # more than one full chunk a day
+    assert peak(51_000) < 1.15 * first
+
+
+def test_click_rate_and_pages_of_several_clicks(log: Log) -> None:
+    clicks_of_page = np.bincount(log.requests.candidate_request, log.clicks)
+    assert log.clicks.mean() == pytest.approx(0.08, abs=0.008)
+    assert 0.3 < (clicks_of_page > 1).mean() < 0.6
+    assert np.diff(log.requests.candidate_offsets).mean() > 18
+
+
+def test_places_bias_the_clicks_and_the_oracle_is_free_of_them(log: Log, tmp_path: Path) -> None:
+    examined = log.probability / log.attractiveness
+    device = log.requests.context["device"][log.requests.candidate_request]
+    for phone, bias in ((True, 0.25), (False, 0.2)):
+        mine = (device == "phone") == phone
+        assert np.allclose(examined[mine], (1.0 + log.place[mine]) ** -bias, rtol=1e-4)
+    high, low = log.place < 5, log.place >= 15
+    assert log.clicks[high].mean() / log.clicks[low].mean() > 1.3 * (
+        log.attractiveness[high].mean() / log.attractiveness[low].mean()
+    )
+    free = log_of(replace(MEASURED, n_requests=1_600, position_bias=0), tmp_path / "free")
+    assert np.array_equal(free.probability, free.attractiveness), "switched off, the bias is gone"
+
+
+def test_broad_visitors_click_what_goes_together_and_the_catalogue_does_not_show_it(log: Log) -> None:
+    partners = log.shop.goes_with[log.shop.leaf[log.trigger]]
+    together = (log.shop.leaf[log.candidate][:, None] == partners).any(axis=1)
+    elsewhere = ~together & (log.shop.top[log.candidate] != log.shop.top[log.trigger])
+    rate = {
+        (kind, name): log.clicks[mine & (log.population == kind)].mean()
+        for kind in ("broad", "specific")
+        for name, mine in (("together", together), ("elsewhere", elsewhere))
+    }
+    assert rate["broad", "together"] > 1.3 * rate["broad", "elsewhere"]
+    assert rate["broad", "together"] > 1.5 * rate["specific", "together"]
+    known = log.similarity > -2
+    assert abs(log.similarity[together & known].mean() - log.similarity[elsewhere & known].mean()) < 0.05
+    assert (log.shop.top[log.candidate][together] != log.shop.top[log.trigger][together]).all()
+
+
+def test_cosines_fall_with_the_distance_in_the_tree(log: Log) -> None:
+    known, shop = log.similarity > -2, log.shop
+    means = []
+    inner = np.zeros(len(known), dtype=bool)
+    for group in (shop.product, shop.topic, shop.leaf, shop.top):
+        here = group[log.trigger] == group[log.candidate]
+        means.append(log.similarity[known & here & ~inner].mean())
+        inner |= here
+    means.append(log.similarity[known & ~inner].mean())
+    assert means == sorted(means, reverse=True)
+    assert means[0] > 0.8
+    assert 0.4 < means[1] < 0.7
+    assert abs(means[4]) < 0.1
+
+
+def test_a_long_tail_of_items_is_rarely_shown(log: Log) -> None:
+    shown = np.sort(np.bincount(log.candidate, minlength=MEASURED.n_items))[::-1]
+    assert 0.3 < shown[: MEASURED.n_items // 10].sum() / shown.sum() < 0.7
+    assert (shown < 20).mean() > 0.1
+
+
+def test_late_items_are_shown_after_their_launch_and_not_before(log: Log) -> None:
+    at = log.requests.requested_at[log.requests.candidate_request] - FIRST_DAY_MS
+    launched = log.shop.launched_at[log.candidate]
+    assert (at >= launched).all()
+    assert (log.requests.requested_at - FIRST_DAY_MS >= log.shop.launched_at[log.trigger][log.place == 0]).all()
+    assert 0.03 < (launched > 0).mean() < 0.1
+    assert 0.05 < (log.shop.launched_at > 0).mean() < 0.15
+    shuffled = np.random.default_rng(0).permutation(log.shop.launched_at)
+    assert (at < shuffled[log.candidate]).any(), "the saboteur: other launches would be noticed"
+
+
+def test_specific_and_broad_click_rates_run_against_each_other_over_the_levels(log: Log) -> None:
+    rate = {
+        (kind, name): log.clicks[(log.population == kind) & mine].mean()
+        for kind in ("broad", "specific")
+        for name, mine in (("near", log.similarity > 0.8), ("far", (log.similarity > -2) & (log.similarity < 0.2)))
+    }
+    assert rate["specific", "near"] > 2 * rate["specific", "far"]
+    assert rate["broad", "near"] < 1.3 * rate["broad", "far"]
+
+
+def test_half_of_the_visits_have_two_peaks(folder: Path) -> None:
+    wish = np.array(pq.read_table(folder / "truth.parquet").column("wish").to_pylist())
+    assert np.allclose(wish.sum(axis=1), 1, atol=1e-5)
+    assert 0.35 < (np.sort(wish, axis=1)[:, -2] > 0.25).mean() < 0.65
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_requests": 7}, {"n_users": 1}, {"n_items": 49}, {"seed": -1}, {"click_rate": 0.0}, {"position_bias": -0.1}],
+)
+def test_worlds_that_cannot_be_made_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"give at least|need a rate"):
+        World(**wrong)  # type: ignore[arg-type]
+
+
+def test_presets() -> None:
+    assert PRESETS["demo"] == World()
+    assert [PRESETS[name].n_requests for name in ("small", "full")] == [12_000, 400_000]
