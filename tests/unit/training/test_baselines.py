@@ -9,8 +9,9 @@ import pytest
 from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema, Field
-from training.baselines import LINES, Known, baseline_numbers, history_means, read_shown
+from training.baselines import LINES, Known, baseline_numbers, history_means, read_lines, read_shown
 from training.data.dataset import Dataset, Items, PreparedWriter, Split
+from training.scores import all_numbers
 
 GOAL = Field("goal", "context", "id")
 # East, north, the diagonal between, and an item without a vector.
@@ -55,7 +56,7 @@ def test_every_line_by_hand(tmp_path: Path) -> None:
     numbers = baseline_numbers(shop(tmp_path / "shop", PAGES), "test")
     assert list(numbers) == list(LINES)
     # Rates rank north, diagonal, bare: the first click has AUC 1, the second 1/2, the third page none at all.
-    for line in ("click_rate", "pair_rate"):
+    for line in ("popularity", "click_rate", "pair_rate"):
         assert numbers[line]["auc_per_request"] == pytest.approx(0.75)
     # To east: diagonal 0.7, north 0, bare 0 for it has no vector; a tie counts one half.
     assert numbers["cosine_trigger"]["auc_per_request"] == pytest.approx((0.25 + 1) / 2)
@@ -67,6 +68,30 @@ def test_every_line_by_hand(tmp_path: Path) -> None:
     chances = [north, 1 - diagonal, 1 - bare, 1 - north, diagonal, 1 - bare, 1 - north, 1 - diagonal, 1 - bare]
     assert numbers["click_rate"]["log_loss"] == pytest.approx(-np.mean(np.log(chances)))
     assert {line for line, found in numbers.items() if "log_loss" in found} == {"click_rate", "pair_rate"}
+
+
+def test_popularity_is_clicks_and_not_their_rate(tmp_path: Path) -> None:
+    """The diagonal gets more clicks than north, from far more impressions."""
+    folder = shop(tmp_path / "shop", PAGES)
+    known = Known.open(folder)
+    counts = known.counts
+    diagonal = known.catalogue.rows(["diagonal"])
+    counts.shown[diagonal], counts.clicked[diagonal] = 1000, 5
+    shown = read_shown(folder / "test", known)
+    assert shown.scores["popularity"].tolist() == [3, 5, 0] * 3
+    assert shown.scores["click_rate"][0] > shown.scores["click_rate"][1]
+
+
+def test_a_lines_scores_are_a_rankers(tmp_path: Path) -> None:
+    folder = shop(tmp_path / "shop", PAGES)
+    shown, numbers = read_lines(folder, "test"), baseline_numbers(folder, "test")
+    assert set(shown.scores) == set(LINES)
+    for line in LINES:
+        scored = shown.scored(line)
+        assert (np.diff(scored.request) >= 0).all()
+        found = all_numbers(scored)
+        assert found["auc_per_request"] == pytest.approx(numbers[line]["auc_per_request"])
+    assert all_numbers(shown.scored("click_rate"))["log_loss"] == pytest.approx(numbers["click_rate"]["log_loss"])
 
 
 def test_the_logit_follows_the_validation_split(tmp_path: Path) -> None:
