@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models_export.parity import TOLERANCE, check_exportable
 from tests.unit.training.random_inputs import SIZES, random_batch, random_inputs, with_large_weights
 from training.layers.ragged import CandidateRows
 from training.loop import batch_loss
@@ -130,3 +131,8 @@ def test_hard_search_needs_a_leaf_category() -> None:
     with pytest.raises(ValueError, match="leaf"):
         Sim(HARD, replace(SIZES, leaf_category=None))
     assert Sim(SOFT, replace(SIZES, leaf_category=None)).search is not None
+
+
+def test_soft_search_is_exported_for_histories_shorter_and_longer_than_k() -> None:
+    """The parity suite has each model's default, which is hard search."""
+    assert check_exportable(Sim(replace(SOFT, n_found=5), SIZES), SIZES).max_difference <= TOLERANCE
