@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
@@ -23,6 +23,7 @@ from training.data.pools import encode_labelled
 from training.data.request_files import read_requests
 from training.scores import Scored, score_batches
 from training.split_facts import Candidates, TrainingDays
+from training.truth import Truth
 
 COLD_BELOW = int(ITEM_PRIOR)
 SPECIFIC = 0.5  # share of a request's intent in the highest level, and in the two lowest for a broad one
@@ -32,12 +33,13 @@ _BATCH_REQUESTS = 256
 
 @torch.no_grad()
 def look_inside(
-    model: Any, batches: Iterable[Batch], candidates: Candidates, training: TrainingDays
+    model: Any, batches: Iterable[Batch], candidates: Candidates, training: TrainingDays, truth: Truth | None = None
 ) -> dict[str, dict[str, float]]:
     """Means of the model's extras (gates, shares) by group of candidates; empty for a model without any.
 
-    specific and broad: requests whose clicks lie, for at least half, in the highest level or in the two lowest. cold:
-    candidates shown in fewer than 20 training impressions. `candidates` are those of the same split, in order.
+    specific and broad: the visitor's true kind with `truth`; without, requests whose clicks lie, for at least half, in
+    the highest level or in the two lowest. cold: candidates shown in fewer than 20 training impressions. `candidates`
+    are those of the same split, in order.
     """
     extras: dict[str, list[np.ndarray]] = {}
     owners: list[np.ndarray] = []
@@ -48,7 +50,7 @@ def look_inside(
             return {}
         request = batch.inputs.candidate_request.numpy()
         owners.append(batch.request_group[request])
-        kinds.append(_kind(batch.intent.numpy(), batch.has_intent.numpy())[request])
+        kinds.append((_clicked_kind(batch) if truth is None else _true_kind(batch, truth))[request])
         for name, values in outputs.extras.items():
             extras.setdefault(name, []).append(values.numpy())
     if not owners:
@@ -61,8 +63,16 @@ def look_inside(
     return {name: {group: _mean(values, rows) for group, rows in groups.items()} for name, values in found.items()}
 
 
-def _kind(intent: Float[np.ndarray, "R S"], has_intent: Bool[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
+def _true_kind(batch: Batch, truth: Truth) -> Int64[np.ndarray, " R"]:
+    """1 specific, 2 broad, 0 neither."""
+    specific = np.isin(batch.request_group, truth.request[truth.specific])
+    broad = np.isin(batch.request_group, truth.request[truth.broad])
+    return np.where(specific, 1, np.where(broad, 2, 0)).astype(np.int64)
+
+
+def _clicked_kind(batch: Batch) -> Int64[np.ndarray, " R"]:
     """1 specific, 2 broad, 0 neither or unknown."""
+    intent, has_intent = batch.intent.numpy(), batch.has_intent.numpy()
     specific, broad = intent[:, -1] >= SPECIFIC, intent[:, :2].sum(axis=1) >= SPECIFIC
     return np.where(has_intent & specific, 1, np.where(has_intent & broad, 2, 0)).astype(np.int64)
 

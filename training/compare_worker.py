@@ -35,6 +35,7 @@ from training.paired import STATISTICS
 from training.scores import Scored, all_numbers, score_batches
 from training.split_facts import Candidates, Items, TrainingDays, read_candidates, read_training_days
 from training.train import evaluation_batches, train, write_metrics
+from training.truth import Truth, read_truth
 
 MEASURED = "measured.json"
 TEST_SCORES = "scores_test.npz"
@@ -70,6 +71,7 @@ class Facts:
     items: Items
     candidates: Candidates
     training: TrainingDays
+    truth: Truth | None
 
 
 class DataInMemory:
@@ -88,7 +90,8 @@ class DataInMemory:
         if self._facts is None:
             items = Items.open(self.data, self.encoder.scale)
             candidates = read_candidates(self.data / "test", items)
-            self._facts = Facts(items, candidates, read_training_days(self.data, items))
+            training, truth = read_training_days(self.data, items), read_truth(self.data, "test")
+            self._facts = Facts(items, candidates, training, truth)
         return self._facts
 
 
@@ -191,7 +194,7 @@ def measured(task: Task, known: DataInMemory) -> dict[str, Any]:
         "test": numbers | {"ndcg_at_10": float(STATISTICS["ndcg_at_10"](scored, "user").value)},
         "measures": measure(scored, facts.candidates, facts.training, facts.items, _POINTS),
         "random_trigger": ranking_of(other),
-        "inside": look_inside(model, batches.epoch(), facts.candidates, facts.training),
+        "inside": look_inside(model, batches.epoch(), facts.candidates, facts.training, facts.truth),
         "n_parameters": n_parameters(model),
     }
 

@@ -31,6 +31,13 @@ class Setting:
         return replace(config, optim=replace(config.optim, learning_rate=self.learning_rate))
 
 
+class AskedGrid(GridSampler):
+    """A grid that is asked, not run: after the last cell it has no `Study.optimize` to stop, and must not try."""
+
+    def after_trial(self, *_args: Any, **_named: Any) -> None:
+        """Nothing."""
+
+
 class Search:
     """The trials of one row. The same rates, number of trials and seed propose the same settings in the same order."""
 
@@ -43,7 +50,7 @@ class Search:
         quiet = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self._study = optuna.create_study(direction="maximize", sampler=GridSampler(space, seed=seed))
+            self._study = optuna.create_study(direction="maximize", sampler=AskedGrid(space, seed=seed))
             self._trials = [self._study.ask() for _ in range(min(n_trials, len(rates)))]
             found = [trial.suggest_categorical(LEARNING_RATE, list(rates)) for trial in self._trials]
         finally:

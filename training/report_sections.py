@@ -1,0 +1,304 @@
+"""What the report of a comparison says, section by section, as blocks of `training.report_page`.
+
+Called by `training.report` with what `training.report_numbers` made. What was not measured is a dash.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from training.baselines import LINES
+from training.figures import bars, lines
+from training.report_numbers import BASE, COLUMNS, JUDGED_BY
+from training.report_page import Block, Figure, Heading, Paragraph, Table
+
+Numbers = Mapping[str, Any]
+DAIAN = "daian"
+_HELD = {True: "held", False: "not held", None: "cannot be told"}
+
+
+def sections(found: Numbers) -> list[Block]:
+    """The whole report."""
+    parts: tuple[Callable[[Numbers], Iterator[Block]], ...] = (
+        _about, _table, _costs, _claims, _counting, _control, _oracle, _intents, _diversity, _levels, _ablations,
+        _click_rates, _inside, _failures,
+    )  # fmt: skip
+    return [block for part in parts for block in part(found)]
+
+
+def trained(found: Numbers) -> dict[str, Any]:
+    """The rows that have numbers."""
+    return {name: row for name, row in found["rows"].items() if "numbers" in row}
+
+
+def _about(found: Numbers) -> Iterator[Block]:
+    about = found["comparison"]
+    sizes = "; ".join(
+        f"{split}: {n['requests']:,} requests, {n['clicks']:,} clicks" for split, n in about["sizes"].items()
+    )
+    yield Paragraph(f"Data {about['data']} ({sizes}). Machine: {about['machine']}.")
+    yield Paragraph(
+        f"Every row: {about['trials']} trials of the learning rate on validation with a seed of their own, then "
+        f"{about['seeds']} seeds at the best one. Numbers are of the test split: mean ± standard deviation over seeds."
+    )
+
+
+def _table(found: Numbers) -> Iterator[Block]:
+    yield Heading("The table")
+    header = ("", *COLUMNS.values(), "RelaImpr", "against best rival", "")
+    yield Table(header, tuple(_grouped(found, _cells)))
+    rival = found["best_rival"]
+    named = found["rows"][rival]["title"] if rival else "none"
+    yield Paragraph(
+        "GAUC is weighted by impressions, AUC/request is a plain mean. RelaImpr: of GAUC per request over DIN's, in %. "
+        f"Best rival by GAUC per request on the test split: {named}; differences to it are paired over users, with "
+        "95 % intervals; * where 0 is outside."
+    )
+
+
+def _grouped(found: Numbers, cells: Callable[[Numbers], tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    groups = dict.fromkeys(row["group"] for row in found["rows"].values())
+    for group in groups:
+        members = [row for row in found["rows"].values() if row["group"] == group]
+        yield (group,)
+        for row in members:
+            yield (row["title"], *cells(row))
+
+
+def _cells(row: Numbers) -> tuple[str, ...]:
+    if "numbers" not in row:
+        return (*["–"] * (len(COLUMNS) + 2), f"failed: {row['failure']}")
+    numbers = [plus_minus(row["numbers"][name]) for name in COLUMNS]
+    marks = ["below counting"] if row["below_counting"] else []
+    if row["failure"]:
+        marks.append(f"a seed failed: {row['failure']}")
+    return (*numbers, plain(row["rela_impr"], "+.2f"), _difference(row.get("against_best_rival")), ", ".join(marks))
+
+
+def _costs(found: Numbers) -> Iterator[Block]:
+    yield Heading("What it costs")
+    header = (
+        "",
+        "learning rate",
+        "steps",
+        "training, CPU s",
+        "parameters",
+        "of them tables",
+        "latency ms",
+        "ratio to DIN",
+    )
+    yield Table(header, tuple(_grouped(found, _cost_cells)))
+    yield Paragraph(
+        "Latency: both exported graphs, one request of 100 candidates and 50 behaviours, one thread, median of in-turn "
+        "repetitions. Training time is that of the seeds that were not interrupted."
+    )
+
+
+def _cost_cells(row: Numbers) -> tuple[str, ...]:
+    if "numbers" not in row:
+        return ("–",) * 7
+    n = row["n_parameters"]
+    return (
+        plain(row["learning_rate"], "g"),
+        f"{row['n_steps']:,}",
+        plus_minus(row["cpu_seconds"], ".1f"),
+        f"{n['tables'] + n['network']:,}",
+        f"{n['tables']:,}",
+        plain(row.get("latency_ms"), ".2f"),
+        plain(row.get("latency_ratio"), ".2f"),
+    )
+
+
+def _claims(found: Numbers) -> Iterator[Block]:
+    yield Heading("The papers' claims on this data")
+    rows = [(claim["text"], _HELD[claim["held"]], claim["evidence"]) for claim in found["claims"]]
+    yield Table(("claim", "", "on what grounds"), tuple(rows))
+
+
+def _counting(found: Numbers) -> Iterator[Block]:
+    yield Heading("Counting alone")
+    shown = [name for name in COLUMNS if name not in ("ndcg_at_10", "ece", "copc")]
+    rows = [
+        (LINES[name], *(plain(line.get(key)) for key in shown), "strongest" if name == found["strongest_line"] else "")
+        for name, line in found["lines"].items()
+    ]
+    yield Table(("", *(COLUMNS[name] for name in shown), ""), tuple(rows))
+    below = [row["title"] for row in trained(found).values() if row["below_counting"]]
+    yield Paragraph("Not above the strongest of them in GAUC per request: " + (", ".join(below) or "no row") + ".")
+
+
+def _control(found: Numbers) -> Iterator[Block]:
+    yield Heading("Under the trigger of another request")
+    rows = [
+        (
+            row["title"],
+            plus_minus(row["numbers"][JUDGED_BY]),
+            plus_minus(row["random_trigger"]),
+            plain(row["numbers"][JUDGED_BY]["mean"] - row["random_trigger"]["mean"], "+.4f"),
+        )
+        for row in trained(found).values()
+    ]
+    yield Table(("", "GAUC request", "with permuted triggers", "falls by"), tuple(rows))
+
+
+def _oracle(found: Numbers) -> Iterator[Block]:
+    if "oracle" not in found:
+        return
+    yield Heading("Against the oracle")
+    oracles = [
+        (name.replace("_", " "), plain(n["auc"]), plain(n["gauc_request"])) for name, n in found["oracle"].items()
+    ]
+    yield Table(("oracle", "AUC", "GAUC request"), tuple(oracles))
+    rows = []
+    for row in trained(found).values():
+        share, js = row.get("oracle_share", {}), row.get("intent_to_truth", {})
+        kinds = [js.get(kind, {}).get("js_of_means") for kind in ("specific", "broad")]
+        shares = [plus_minus(share.get(key), ".3f") for key in ("auc", "gauc_user", "gauc_request")]
+        rows.append((row["title"], *shares, *(plus_minus(kind) for kind in kinds)))
+    header = ("", "AUC", "GAUC user", "GAUC request", "JS, specific users", "JS, broad users")
+    yield Table(header, tuple(rows))
+    yield Paragraph(
+        "Share of the oracle's gain over 0.5. JS in nats, of mean predicted intents to mean true click shares."
+    )
+
+
+def _intents(found: Numbers) -> Iterator[Block]:
+    kinds = found["rows"].get(DAIAN, {}).get("intent", {})
+    shown = [kind for kind in ("specific", "broad") if kinds.get(kind, {}).get("n_requests")]
+    if not shown:
+        return
+    yield Heading("Predicted and observed intent (DAIAN, Fig. 5)")
+    for kind in shown:
+        part = kinds[kind]
+        labels = [str(level + 1) for level in range(len(part["predicted"]))]
+        series = {"predicted": part["predicted"], "observed": part["observed"]}
+        yield Figure(bars(f"{kind} users, JS {part['js_of_means']:.4f}", labels, series))
+    rows = [
+        (
+            kind,
+            f"{kinds[kind]['n_requests']:,.0f}",
+            plain(kinds[kind]["js_of_means"]),
+            plain(kinds[kind]["js_per_request"]),
+        )
+        for kind in shown
+    ]
+    yield Table(("users", "requests with a click", "JS of means", "mean JS per request"), tuple(rows))
+
+
+def _diversity(found: Numbers) -> Iterator[Block]:
+    rows = {name: row for name, row in trained(found).items() if row["by_intent_diversity"]}
+    names = [
+        name for name in dict.fromkeys((DAIAN, found["best_rival"], "dihn", "dian")) if name in rows and name != BASE
+    ]
+    if BASE not in rows or not names:
+        return
+    yield Heading("GAUC over DIN by intent diversity (Fig. 6)")
+    base = rows[BASE]["by_intent_diversity"]
+    groups = [group for group in base if base[group]["n_candidates"]]
+    series = {
+        rows[name]["title"]: [rows[name]["by_intent_diversity"][g]["gauc_user"] - base[g]["gauc_user"] for g in groups]
+        for name in names
+    }
+    yield Figure(bars("gain in GAUC per user over DIN", groups, series))
+    header = ("leaf categories besides the trigger's", "candidates", *series)
+    cells = [
+        (group, f"{base[group]['n_candidates']:,.0f}", *(plain(values[at], "+.4f") for values in series.values()))
+        for at, group in enumerate(groups)
+    ]
+    yield Table(header, tuple(cells))
+
+
+def _levels(found: Numbers) -> Iterator[Block]:
+    rows = trained(found)
+    swept = {row["n_levels"]: row for row in rows.values() if row["group"] == "levels"}
+    if not swept:
+        return
+    if DAIAN in rows:
+        swept[found["comparison"]["n_levels"]] = rows[DAIAN]
+    yield Heading("Number of similarity levels (Fig. 7)")
+    points = {
+        key: [(float(n), swept[n]["numbers"][key]["mean"]) for n in sorted(swept)] for key in (JUDGED_BY, "gauc_user")
+    }
+    yield Figure(lines("DAIAN by number of levels", {COLUMNS[key]: found for key, found in points.items()}, "n"))
+    cells = [(str(n), *(plus_minus(swept[n]["numbers"][key]) for key in points)) for n in sorted(swept)]
+    yield Table(("n", *(COLUMNS[key] for key in points)), tuple(cells))
+
+
+def _ablations(found: Numbers) -> Iterator[Block]:
+    rows = [row for name, row in trained(found).items() if name == DAIAN or row["group"] == "ablation"]
+    if len(rows) < 2:
+        return
+    yield Heading("Ablations (Table 2)")
+    numbers = [row["numbers"][JUDGED_BY] for row in rows]
+    series = {"GAUC request": [n["mean"] for n in numbers]}
+    spreads = {"GAUC request": [n["sd"] for n in numbers]}
+    yield Figure(bars("GAUC per request", [row["title"] for row in rows], series, spreads, zero=False))
+    cells = [
+        (row["title"], plus_minus(n), _difference(row.get("daian_minus_this")))
+        for row, n in zip(rows, numbers, strict=True)
+    ]
+    yield Table(("", "GAUC request", "DAIAN minus this"), tuple(cells))
+
+
+def _click_rates(found: Numbers) -> Iterator[Block]:
+    rows = trained(found)
+    names = [name for name in dict.fromkeys((DAIAN, BASE, found["best_rival"])) if name in rows]
+    if not names:
+        return
+    yield Heading("Click rate by similarity level, and reliability")
+    levels = rows[names[0]]["by_level"]
+    labels = ["no vector" if part["level"] == 0 else f"{part['level']:.0f}" for part in levels]
+    series = {"clicked": [part["click_rate"] for part in levels]}
+    same = [name for name in names if len(rows[name]["by_level"]) == len(levels)]
+    series |= {rows[name]["title"]: [part["predicted"] for part in rows[name]["by_level"]] for name in same}
+    yield Figure(bars("click rate and mean prediction by level", labels, series))
+    points = {
+        rows[name]["title"]: [(p["predicted"], p["click_rate"]) for p in rows[name]["reliability"]] for name in names
+    }
+    yield Figure(lines("reliability (first seed)", points, "predicted", diagonal=True))
+    cells = [(label, *(plain(values[at]) for values in series.values())) for at, label in enumerate(labels)]
+    yield Table(("level", *series), tuple(cells))
+
+
+def _inside(found: Numbers) -> Iterator[Block]:
+    rows = []
+    groups = ("all", "specific", "broad", "cold", "warm")
+    for row in trained(found).values():
+        for name, means in row["inside"].items():
+            rows.append((row["title"], name.replace("_", " "), *(plain(means.get(group)) for group in groups)))
+    if rows:
+        yield Heading("Inside the models")
+        yield Table(("", "mean over candidates", *groups), tuple(rows))
+        yield Paragraph(
+            "specific, broad: the visitor's true kind where the data tell it; else at least half of the request's "
+            "clicks in the highest level, or in the two lowest. cold: fewer than 20 training impressions. A gate "
+            "of 1 lets an interest through as it is; the semantic share is the norm ratio of DAIAN's eq. 13."
+        )
+
+
+def _failures(found: Numbers) -> Iterator[Block]:
+    failed = [(row["title"], row["failure"]) for row in found["rows"].values() if row["failure"]]
+    notes = [(row["title"], note) for row in trained(found).values() for note in row["notes"]]
+    if failed or notes:
+        yield Heading("Failures and notes")
+        yield Table(("", "what happened"), tuple(failed + notes))
+
+
+def _difference(test: Numbers | None) -> str:
+    if test is None or math.isnan(test["p"]):
+        return "–"
+    mark = " *" if test["low"] > 0 or test["high"] < 0 else ""
+    return f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]{mark}"
+
+
+def plus_minus(found: Numbers | None, form: str = ".4f") -> str:
+    """Mean ± standard deviation."""
+    if found is None or math.isnan(found["mean"]):
+        return "–"
+    sd = "" if math.isnan(found["sd"]) else f" ± {found['sd']:{form}}"
+    return f"{found['mean']:{form}}{sd}"
+
+
+def plain(value: float | None, form: str = ".4f") -> str:
+    """A number, or a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
