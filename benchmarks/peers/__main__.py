@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.peers.compare import markdown, signed, spread, welch, write_measured
 from benchmarks.peers.convert import heights, rows_of
 from benchmarks.peers.environment import DEEPCTR, FUXICTR, peers_python
-from benchmarks.peers.rows import Rows
+from benchmarks.peers.rows import Rows, Scores
 from benchmarks.peers.terms import Terms
 from benchmarks.peers.train_ours import OURS, train_one
 from training.data.batches import Batches, BatchPlan
@@ -55,7 +55,9 @@ class Run:
 
 def small_world(folder: Path, n_requests: int, n_history: int) -> None:
     """A simulated world whose histories are short: a peer pads every row to the longest, and time grows with that."""
-    simulate(folder, World(n_requests=n_requests, n_users=1500, n_items=1500))
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        simulate(folder, World(n_requests=n_requests, n_users=1500, n_items=1500))
     dataset = open_dataset(folder)
     short = replace(dataset, rules=replace(dataset.rules, max_length=n_history))
     (folder / "dataset.json").write_text(json.dumps(to_json(short), indent=1), encoding="utf-8")
@@ -85,11 +87,10 @@ def prepare(data: Path, folder: Path, terms: Terms) -> KeptPools:
     return pools
 
 
-def saved_runs(folder: Path, name: str, terms: Terms) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+def saved_runs(folder: Path, name: str, terms: Terms) -> Iterator[Scores]:
     """Test scores and facts of one model, seed by seed."""
     for seed in terms.seeds:
-        with np.load(folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz", allow_pickle=False) as saved:
-            yield saved["scores"], json.loads(str(saved["facts"]))
+        yield Scores.open(folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz")
 
 
 def runs_of(folder: Path, name: str, terms: Terms, test: Rows) -> list[Run]:
@@ -168,8 +169,7 @@ def main() -> int:
     options = arguments()
     terms = replace(Terms(), max_epochs=options.epochs, seeds=tuple(range(1, options.seeds + 1)))
     data = options.data or options.out / "world"
-    if not options.data and not data.exists():
-        data.parent.mkdir(parents=True, exist_ok=True)
+    if not options.data:
         small_world(data, options.requests, options.history)
     terms = replace(terms, history=open_dataset(data).rules.max_length)
     python = peers_python(options.environment.absolute(), options.torch)

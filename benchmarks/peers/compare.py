@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

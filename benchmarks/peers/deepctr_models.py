@@ -33,7 +33,7 @@ class DeepCtrPeer:
         self._items = torch.from_numpy(items).long()
         self._negatives = name == "dien"
         torch.manual_seed(seed)
-        self.module: nn.Module = self._build(name, seed)
+        self.module: Any = self._build(name, seed)
 
     def _build(self, name: str, seed: int) -> Any:
         top = {"dnn_hidden_units": self._terms.top, "l2_reg_embedding": 0.0, "seed": seed}
@@ -106,7 +106,8 @@ class DeepCtrPeer:
         inputs = self._inputs(rows, taken)
         probability = self.module(inputs).squeeze(-1)
         click = nn.functional.binary_cross_entropy(probability, torch.from_numpy(rows.click[taken]))
-        return click + self.module.aux_loss.sum()  # type: ignore[operator, union-attr]
+        loss: Tensor = click + self.module.aux_loss.sum()
+        return loss
 
     def score(self, rows: Rows, taken: np.ndarray) -> Tensor:
         """Probabilities [B]."""

@@ -7,6 +7,7 @@ this module imports numpy alone. Ids are the encoder's: 0 is "nothing", 1 "unkno
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,9 @@ class Heights:
     @classmethod
     def open(cls, path: Path) -> "Heights":
         """The reverse of `save`."""
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Rows:
     @property
     def n_behaviours(self) -> np.ndarray:
         """int64 [R]."""
-        return (self.age > 0).sum(axis=1)
+        found: np.ndarray = (self.age > 0).sum(axis=1)
+        return found
 
     def save(self, path: Path) -> None:
         """Writes them as .npz."""
@@ -65,6 +68,25 @@ class Rows:
         """The reverse of `save`."""
         with np.load(path, allow_pickle=False) as saved:
             return cls(**{field.name: saved[field.name] for field in fields(cls)})
+
+
+class Scores(NamedTuple):
+    """What is kept of one trained model: scores of the test rows in their order, and what was seen in training."""
+
+    scores: np.ndarray  # float32 N
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Writes them as .npz, whole or not at all: a killed run must not look like a finished one."""
+        partial = path.with_name(f".partial-{path.name}")
+        np.savez(partial, scores=self.scores, facts=json.dumps(self.facts))
+        partial.rename(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "Scores":
+        """The reverse of `save`."""
+        with np.load(path, allow_pickle=False) as saved:
+            return cls(saved["scores"], json.loads(str(saved["facts"])))
 
 
 def shuffled(n_rows: int, n_batch: int, seed: int, epoch: int) -> list[np.ndarray]:

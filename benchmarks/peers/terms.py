@@ -6,6 +6,7 @@ The peers' environment has no `service` and no exporter; this module imports the
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,6 @@ class Terms:
     @classmethod
     def open(cls, path: Path) -> "Terms":
         """The reverse of `save`."""
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+        saved: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in saved.items()}
+        return cls(**values)

@@ -3,13 +3,13 @@
 Trained by `training.train.train`, as any run: nothing is set here that a recipe could not say.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.rows import Scores
 from benchmarks.peers.terms import Terms
 from training.checkpoint import open_run
 from training.config import DataConfig, OptimConfig, TrainConfig
@@ -93,5 +93,5 @@ def train_one(name: str, data: Path, folder: Path, terms: Terms, seed: int, pool
         "parameters": sum(p.numel() for p in model.parameters()),
         "validation": watch.validations,
     }
-    np.savez(path, scores=scored.logits, facts=json.dumps(facts))
+    Scores(scored.logits, facts).save(path)
     print(f"ours/{name} seed {seed}: validation {watch.validations} in {seconds:.0f} s", flush=True)

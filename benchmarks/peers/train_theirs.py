@@ -6,7 +6,6 @@ the best weights kept. A run that is on disk already is not made again.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.rows import Heights, Rows, shuffled
+from benchmarks.peers.rows import Heights, Rows, Scores, shuffled
 from benchmarks.peers.terms import Terms
 from training.metrics import gauc
 
@@ -91,7 +90,7 @@ def main() -> None:
             step_s = float(np.median(found["step_s"]))
             parameters = sum(p.numel() for p in peer.module.parameters())
             facts = {"seconds": seconds, "per_s": 1 / step_s, "parameters": parameters, **found, "step_s": None}
-            np.savez(path, scores=scores(peer, test), facts=json.dumps(facts))
+            Scores(scores(peer, test), facts).save(path)
             print(f"{name} seed {seed}: validation {found['validation']} in {seconds:.0f} s", flush=True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers.convert import heights, rows_of
-from benchmarks.peers.rows import Heights, Rows, shuffled
+from benchmarks.peers.rows import Heights, Rows, Scores, shuffled
 from benchmarks.peers.terms import Terms
 from benchmarks.peers.train_ours import OURS, model_config, run_config
 from training.config import from_dict, to_dict
@@ -105,6 +105,15 @@ def test_rows_heights_and_terms_come_back_from_disk(rows: Rows, pools: KeptPools
     terms.save(tmp_path / "terms.json")
     assert Heights.open(tmp_path / "heights.json") == made
     assert Terms.open(tmp_path / "terms.json") == terms
+
+
+def test_scores_come_back_from_disk_and_leave_nothing_half_written(tmp_path: Path) -> None:
+    made = Scores(np.array([0.25, 0.5], np.float32), {"seconds": 1.5, "validation": [0.6, 0.7]})
+    made.save(tmp_path / "ours-din-1.npz")
+    found = Scores.open(tmp_path / "ours-din-1.npz")
+    np.testing.assert_array_equal(found.scores, made.scores)
+    assert found.facts == made.facts
+    assert [path.name for path in tmp_path.iterdir()] == ["ours-din-1.npz"]
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
