@@ -171,7 +171,7 @@ def simulate(
     out
         The folder to make; truth.parquet in it holds the true click probabilities and intents.
     preset
-        The sizes: `small` (12,000 pages, 1,500 users, 2,000 items), `demo` (20,000, 3,000, 2,000), `full` (400,000,
+        The sizes: `small` (16,000 pages, 1,500 users, 1,200 items), `demo` (20,000, 3,000, 2,000), `full` (400,000,
         50,000, 30,000).
     requests
         How many pages are opened, instead of the preset's.

@@ -107,7 +107,7 @@ class World:
 
 
 PRESETS = {
-    "small": World(n_requests=12_000, n_users=1_500, n_items=2_000),
+    "small": World(n_requests=16_000, n_users=1_500, n_items=1_200),
     "demo": World(),
     "full": World(n_requests=400_000, n_users=50_000, n_items=30_000),
 }

@@ -115,7 +115,7 @@ class AmenLite(nn.Module):
         """BCE + w TSP, TSP = mean of -log σ(z⁺ - z⁻)."""
         inputs = batch.inputs
         logits = self.score(self.encode_request(inputs), inputs).logits
-        loss = F.binary_cross_entropy_with_logits(logits, batch.clicks)
+        loss = batch.click_loss(logits)
         user = inputs.user_fields[:, 0]
         pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, self.config.pairs_per_batch)
         if not len(pairs):

@@ -184,7 +184,7 @@ class Dian(nn.Module):
     def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:  # noqa: ARG002
         """BCE(y, ŷ) + α·BCE(y_int, ŷ_int) over the impressions (eq. 10); a page's label is shared by all of its."""
         state = self.encode_request(batch.inputs)
-        clicks = functional.binary_cross_entropy_with_logits(self.score(state, batch.inputs).logits, batch.clicks)
+        clicks = batch.click_loss(self.score(state, batch.inputs).logits)
         label = any_click_like_trigger(batch.inputs, batch.clicks, self.leaf)
         owner = batch.inputs.candidate_request
         entering = state["entering"].squeeze(-1)

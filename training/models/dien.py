@@ -113,7 +113,7 @@ class Dien(nn.Module):
     def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:  # noqa: ARG002
         """L_target + α L_aux (eq. 7)."""
         state = self.encode_request(batch.inputs)
-        clicks = functional.binary_cross_entropy_with_logits(self.score(state, batch.inputs).logits, batch.clicks)
+        clicks = batch.click_loss(self.score(state, batch.inputs).logits)
         return clicks + self.config.auxiliary_weight * self.auxiliary_loss(state["interests"], batch.inputs)
 
     def auxiliary_loss(self, interests: Float[Tensor, "R T H"], inputs: ModelInputs) -> Float[Tensor, ""]:

@@ -173,7 +173,7 @@ class Dihn(nn.Module):
         """α·BCE(y_trig, p(x)) + β·BCE(y, ŷ), both over the impressions (eq. 2, 13)."""
         state = self.encode_request(batch.inputs)
         logits = self.score(state, batch.inputs).logits
-        loss = self.config.click_loss * functional.binary_cross_entropy_with_logits(logits, batch.clicks)
+        loss = self.config.click_loss * batch.click_loss(logits)
         if self.config.uin_loss == 0:
             return loss
         entering = state["entering"].squeeze(-1)[batch.inputs.candidate_request]

@@ -23,7 +23,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.layers.din_inputs import DinInputs
@@ -122,9 +121,7 @@ class Mwuf(nn.Module):
         cold = self.cold_ids(ids)
         warm = self.warmed(cold.detach(), side, self.mean_clicker[ids])
         losses = [
-            functional.binary_cross_entropy_with_logits(
-                self._logits(rows, state, inputs, torch.cat([vectors, side], dim=-1)), batch.clicks
-            )
+            batch.click_loss(self._logits(rows, state, inputs, torch.cat([vectors, side], dim=-1)))
             for vectors in (cold, warm)
         ]
         return losses[0] + losses[1]

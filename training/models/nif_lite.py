@@ -228,7 +228,7 @@ class NifLite(nn.Module):
         if stage == "flow":
             return self.flow.loss(inputs)
         logits = self.score(self.encode_request(inputs), inputs).logits
-        loss = F.binary_cross_entropy_with_logits(logits, batch.clicks)
+        loss = batch.click_loss(logits)
         user = inputs.user_fields[:, 0]
         pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, self.config.pairs_per_batch)
         if not len(pairs):

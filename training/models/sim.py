@@ -145,8 +145,8 @@ class Sim(nn.Module):
         general = rows.unpad(
             self.search.logits(items, state["searched"], state["history_keys"], state["history_mask"])
         ).squeeze(-1)
-        ranked = functional.binary_cross_entropy_with_logits(self.score(state, inputs).logits, batch.clicks)
-        searched = functional.binary_cross_entropy_with_logits(general, batch.clicks)
+        ranked = batch.click_loss(self.score(state, inputs).logits)
+        searched = batch.click_loss(general)
         return ranked + self.config.search_weight * searched
 
 

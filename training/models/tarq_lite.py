@@ -17,7 +17,6 @@ The encoder of the autoencoder is a sum of one vector per item field, not a netw
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
@@ -171,7 +170,7 @@ class TarqLite(nn.Module):
         inputs = batch.inputs
         rows = CandidateRows.of(inputs.candidate_request, len(inputs.user_fields))
         if stage == "teacher":
-            return F.binary_cross_entropy_with_logits(self.teacher(inputs, rows)[0], batch.clicks)
+            return batch.click_loss(self.teacher(inputs, rows)[0])
         student, config = self.student, self.config
         with torch.no_grad():
             wanted = self.teacher(inputs, rows)[1]
@@ -184,7 +183,7 @@ class TarqLite(nn.Module):
         near = quantiser.straight_through(z, chosen)
         state = self.encode_request(inputs)
         attended = student.attended(state, rows, chosen)
-        clicks = F.binary_cross_entropy_with_logits(self._logits(state, rows, inputs, attended), batch.clicks)
+        clicks = batch.click_loss(self._logits(state, rows, inputs, attended))
         distilled = squared(student.to_teacher(attended) - wanted)
         coded = squared(student.items.decoder(near) - item) + config.commitment * squared(z - near.detach())
         return clicks + config.distillation * distilled + coded

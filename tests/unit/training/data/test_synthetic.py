@@ -329,4 +329,4 @@ def test_worlds_that_cannot_be_made_are_refused(wrong: dict[str, float]) -> None
 
 def test_presets() -> None:
     assert PRESETS["demo"] == World()
-    assert [PRESETS[name].n_requests for name in ("small", "full")] == [12_000, 400_000]
+    assert [PRESETS[name].n_requests for name in ("small", "full")] == [16_000, 400_000]
