@@ -1,0 +1,196 @@
+"""A comparison from plan to report: searched alike, resumed without training again, failures told beside the rest."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from tests.unit.training.test_train import SMALL_WORLD
+from training import compare as compare_module
+from training import compare_worker
+from training.checkpoint import read_config
+from training.compare import CompareError, Comparison, chosen_rows, compare, read_states
+from training.compare_inside import with_permuted_triggers
+from training.compare_pool import Done, Said, WorkerPool
+from training.data.fit_encoder import fit_encoder
+from training.data.request_files import read_requests
+from training.data.synthetic import simulate
+from training.recipes import TABLES
+from training.report import write_report
+from training.rows import ROWS
+from training.scores import load_scores
+from training.search import SEARCH_SEED
+
+ROWS_HERE = ("din", "daian")
+
+
+class PoolHere(WorkerPool):
+    """Works tasks off in this very process."""
+
+    worked: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, work: Callable[[Any, Callable[[str], None]], Any], n: int) -> None:
+        self._work = work
+        self._tasks: list[Any] = []
+        self.n = n
+
+    def __enter__(self) -> "PoolHere":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def add(self, task: Any) -> None:
+        self._tasks.append(task)
+
+    def add_first(self, task: Any) -> None:
+        self._tasks.insert(0, task)
+
+    def events(self) -> Iterator[Done | Said]:
+        while self._tasks:
+            task = self._tasks.pop(0)
+            self.worked.append((task.row, task.name))
+            try:
+                yield Done(task, self._work(task, lambda _text: None))
+            except Exception as error:  # noqa: BLE001 - as the real one
+                yield Done(task, None, f"{type(error).__name__}: {error}", "Traceback")
+
+
+class Watching:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def planned(self, n_tasks: int) -> None:
+        pass
+
+    def says(self, worker: int, row: str, name: str, text: str) -> None:
+        pass
+
+    def done(self, row: str, name: str, text: str) -> None:
+        self.lines.append(f"{row} {name}: {text}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "shop"
+    simulate(folder, SMALL_WORLD)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, one epoch, and no exporter, which has tests of its own."""
+    table = TABLES["small"]
+    quick = replace(table, size=replace(table.size, epochs=1), learning_rates=(1e-3, 2e-3))
+    monkeypatch.setitem(TABLES, "small", quick)
+    monkeypatch.setattr(compare_module, "WorkerPool", PoolHere)
+    monkeypatch.setattr(compare_worker, "entry_points", lambda group: [])  # noqa: ARG005
+    monkeypatch.setattr(compare_worker, "_held", None)
+    PoolHere.worked = []
+
+
+def comparison(world: Path, out: Path, rows: tuple[str, ...] = ROWS_HERE, **changed: Any) -> Comparison:
+    return Comparison("small", world, out, rows, n_seeds=2, n_trials=2, n_jobs=1, **changed)
+
+
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compared") / "out"
+
+
+def test_every_row_is_searched_alike_then_trained_over_seeds_and_never_twice(
+    world: Path, finished_folder: Path
+) -> None:
+    wanted = comparison(world, finished_folder, levels=(3,))
+    first = compare(wanted, Watching())
+    assert all(state.failure is None and list(state.runs) == ["seed-1", "seed-2"] for state in first.values())
+    for row in first:
+        folder = finished_folder / "rows" / row
+        trials = [read_config(folder / f"trial-{i}")[0] for i in range(2)]
+        assert {c.optim.learning_rate for c in trials} == {1e-3, 2e-3}
+        assert {c.seed for c in trials} == {SEARCH_SEED}
+        values = [json.loads((folder / f"trial-{i}" / "measured.json").read_text()) for i in range(2)]
+        assert all("test" not in value for value in values)  # a trial never sees the test split
+        best = max(values, key=lambda value: value["validation"]["gauc_request"])["learning_rate"]
+        assert {read_config(folder / f"seed-{n}")[0].optim.learning_rate for n in (1, 2)} == {best}
+        assert load_scores(folder / "seed-1" / "scores_test.npz").clicks.any()
+    assert read_config(finished_folder / "rows" / "daian_levels_3" / "seed-1")[0].seed == 1
+
+    PoolHere.worked = []
+    again = compare(wanted, Watching())
+    assert [work for work in PoolHere.worked if work[0] != "all rows"] == []
+    assert {name: state.runs for name, state in again.items()} == {
+        name: json.loads(json.dumps(state.runs)) for name, state in read_states(wanted).items()
+    }
+
+
+def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Path, finished_folder: Path) -> None:
+    wanted = comparison(world, finished_folder, levels=(3,))
+    paths = write_report(wanted, compare(wanted, Watching()))
+    found = json.loads(paths[0].read_text())
+    row = found["rows"]["daian"]
+    seeds = [json.loads((finished_folder / f"rows/daian/seed-{n}/measured.json").read_text())["test"] for n in (1, 2)]
+    assert row["numbers"]["auc"]["mean"] == pytest.approx(np.mean([seed["auc"] for seed in seeds]))
+    assert row["numbers"]["auc"]["sd"] == pytest.approx(np.std([seed["auc"] for seed in seeds], ddof=1))
+    assert found["best_rival"] == "din"
+    text, page = paths[1].read_text(), paths[2].read_text()
+    assert "DAIAN is ahead of DIN in GAUC" in text
+    assert "nan" not in text.lower().replace("dominan", "")
+    assert "<svg" in page
+    assert not any(word in page for word in ("<script", "src=", "<link", "@import"))
+
+
+def test_a_row_that_fails_is_reported_and_the_others_go_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ROWS["daian"].config(TABLES["small"].size)
+
+    def broken(_size: object) -> Any:
+        return replace(whole, n_heads=7)  # does not divide the width
+
+    monkeypatch.setitem(ROWS, "daian", replace(ROWS["daian"], config=broken))  # type: ignore[arg-type]
+    wanted = comparison(world, tmp_path / "out")
+    states = compare(wanted, Watching())
+    assert states["daian"].failure is not None
+    assert list(states["din"].runs) == ["seed-1", "seed-2"]
+    assert "failed: " in write_report(wanted, states)[1].read_text()
+
+
+def test_same_seeds_give_the_same_numbers(world: Path, tmp_path: Path, finished_folder: Path) -> None:
+    states = compare(comparison(world, tmp_path / "out"), Watching())
+    for row, state in states.items():
+        for name, run in state.runs.items():
+            other = json.loads((finished_folder / "rows" / row / name / "measured.json").read_text())
+            assert {key: run["test"][key] for key in ("auc", "log_loss")} == {
+                key: other["test"][key] for key in ("auc", "log_loss")
+            }
+
+
+def test_a_folder_of_another_search_and_unknown_names_are_refused(world: Path, finished_folder: Path) -> None:
+    with pytest.raises(CompareError, match="another table"):
+        compare(replace(comparison(world, finished_folder), n_trials=1), Watching())
+    with pytest.raises(CompareError, match="no rows"):
+        comparison(world, finished_folder, rows=("dinn",))
+    with pytest.raises(CompareError, match="no row is in the group"):
+        chosen_rows(None, "rivals")
+    assert chosen_rows("din", "daian")[:2] == ("din", "daian")
+
+
+def test_permuted_triggers_leave_no_trace_of_the_true_one(world: Path) -> None:
+    requests, _ = next(read_requests(world / "test"))
+    rules = fit_encoder(world).rules
+    permuted = with_permuted_triggers(requests, rules, np.random.default_rng(0))
+    assert sorted(permuted.trigger.tolist()) == sorted(requests.trigger.tolist())
+    assert (permuted.trigger != requests.trigger).mean() > 0.5
+
+    def openings(batch: Any) -> int:
+        owner = batch.behaviour_request
+        age = batch.requested_at[owner] - batch.behaviour_at
+        return int(((batch.behaviour_item == requests.trigger[owner]) & (age <= rules.opening_window_s * 1000)).sum())
+
+    assert openings(permuted) == 0
+    assert permuted.candidate is requests.candidate
