@@ -25,6 +25,7 @@ def export(
     bundles: Path = Path("artifacts/bundles"),
     name: str = "daian",
     promote: bool = True,
+    prerank: Path | None = None,
     as_json: Json = False,
 ) -> None:
     """Turn a finished run into a bundle: graphs, tables, encoder, catalogue, index, golden requests, parity.
@@ -41,11 +42,13 @@ def export(
         The bundle's name.
     promote
         Make the bundle the current one once it has passed its gates.
+    prerank
+        A second run over the same data, to cut what is recalled before it is ranked (such as TARQ-lite).
     """
     from models_export.export import ExportPlan
     from models_export.export import export as export_run
 
-    plan = ExportPlan(run, data, bundles, name, promote)
+    plan = ExportPlan(run, data, bundles, name, promote, prerank)
     bundle = export_run(plan, (lambda _: None) if as_json else print)
     if as_json:
         print(json.dumps({"path": str(bundle.path), "version": bundle.version, "checks": bundle.manifest["checks"]}))

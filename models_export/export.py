@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from models_export.errors import ExportError
 from models_export.golden import GOLDEN_FILE, Row, pick, record
 from models_export.graph import export_graphs
 from models_export.index import build_index, write_index
@@ -32,19 +33,24 @@ from training.data.dataset import Dataset, open_catalogue, open_dataset, split_f
 from training.data.request_files import read_requests
 
 BUNDLE_NAME = "daian"
+PRERANK_FOLDER = "prerank"  # the service opens what lies there as the stage before ranking
 N_SAMPLED_REQUESTS = 4096  # golden and parity requests are picked from so many
 _PACKAGES = ("daian", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "faiss-cpu")
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export and where to. `promote` moves `current` to the new bundle once it has passed its gates."""
+    """What to export and where to. `promote` moves `current` to the new bundle once it has passed its gates.
+
+    prerank: a second run over the same data, exported beside the first as the bundle's pre-ranker.
+    """
 
     run: Path
     data: Path
     bundles: Path
     name: str = BUNDLE_NAME
     promote: bool = True
+    prerank: Path | None = None
 
 
 def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
@@ -55,11 +61,14 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
     """
     dataset = open_dataset(plan.data)
     run = open_run(plan.run, open_catalogue(plan.data))
+    preranker = None if plan.prerank is None else _open_preranker(plan.prerank, run, plan)
     requests = _sample(plan.data)
     plan.bundles.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export.", dir=plan.bundles) as staging:
         folder = Path(staging)
         made = _fill(folder, run, requests, tell)
+        if preranker is not None:
+            made["prerank"] = _fill_prerank(folder / PRERANK_FOLDER, preranker, plan, requests, tell)
         manifest = {**_describe(plan, run, dataset), **made}
         version_name = _version_name(folder, run.encoder)
         bundle = write_bundle(plan.bundles, plan.name, version_name, manifest, lambda work: _move(folder, work))
@@ -82,18 +91,44 @@ def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
     return check_parity(run.model, bundle.path, run.encoder, _sample(data))
 
 
+def _open_preranker(folder: Path, run: Run, plan: ExportPlan) -> Run:
+    """The pre-ranker's run. Raises ExportError when it reads its requests through another encoder than the ranker."""
+    preranker = open_run(folder, run.encoder.catalogue)
+    if preranker.encoder.fingerprint != run.encoder.fingerprint:
+        raise ExportError(
+            f"{folder} was trained with encoder {preranker.encoder.fingerprint[:12]}, {plan.run} with "
+            f"{run.encoder.fingerprint[:12]}: both read the same encoded request when serving; train the pre-ranker on "
+            "the data set of the ranker"
+        )
+    return preranker
+
+
 def _fill(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Make every file of the bundle and pass the gates; returns what the manifest says of them."""
+    """Make every file of the ranker's and pass the gates; returns what the manifest says of them."""
+    run.encoder.save(folder / "encoder")
+    run.encoder.catalogue.save(folder / "catalogue")
+    return {"index": _index(folder / "catalogue", run.encoder, tell), **_fill_model(folder, run, requests, tell)}
+
+
+def _fill_prerank(
+    folder: Path, run: Run, plan: ExportPlan, requests: RequestBatch, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The pre-ranker's files, through the same gates; encoder and catalogue are the ranker's."""
+    assert plan.prerank is not None
+    folder.mkdir()
+    tell("pre-ranker:")
+    made = _fill_model(folder, run, requests, tell)
+    return {"model": to_dict(run.config), "metrics": _metrics(plan.prerank), **made}
+
+
+def _fill_model(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Graphs, tables and golden requests of one run, compared with PyTorch."""
     graphs = export_graphs(
         run.model, run.encoder.sizes, {"fingerprint": run.encoder.fingerprint, "name": run.config.name}
     )
     graphs.save(folder)
     n_nodes = len(graphs.request.graph.node), len(graphs.candidates.graph.node)
     tell(f"two graphs of {n_nodes[0]} and {n_nodes[1]} operators, {len(graphs.tables)} tables mapped from disk")
-
-    run.encoder.save(folder / "encoder")
-    run.encoder.catalogue.save(folder / "catalogue")
-    index = _index(folder / "catalogue", run.encoder, tell)
 
     picked = pick(requests)
     record(run.model, run.encoder, picked, folder / GOLDEN_FILE)
@@ -104,7 +139,7 @@ def _fill(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], 
         f"{golden.n_cases} golden requests within {golden.max_difference:.1e}"
     )
     checks = {"parity": parity.to_dict(), "golden": golden.to_dict()}
-    return {"graphs": graphs.describe(), "index": index, "checks": checks}
+    return {"graphs": graphs.describe(), "checks": checks}
 
 
 def _index(folder: Path, encoder: Encoder, tell: Callable[[str], None]) -> dict[str, Any] | None:
@@ -136,11 +171,10 @@ def _sample(data: Path) -> RequestBatch:
 
 def _describe(plan: ExportPlan, run: Run, dataset: Dataset) -> dict[str, Any]:
     """What the manifest says beside hashes, graphs and checks: where the model comes from, what the service needs."""
-    metrics = plan.run / "metrics.json"
     return {
         "fingerprint": run.encoder.fingerprint,
         "model": to_dict(run.config),
-        "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None,
+        "metrics": _metrics(plan.run),
         "data": {"name": dataset.name, "windows": dataset.windows, "n_items": run.encoder.catalogue.n_items},
         "prior": dataset.report["train"]["click_rate"],
         "edges": [float(edge) for edge in run.encoder.scale.edges],
@@ -150,6 +184,11 @@ def _describe(plan: ExportPlan, run: Run, dataset: Dataset) -> dict[str, Any]:
         "least_server_version": version("daian"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _metrics(run: Path) -> Any:
+    path = run / "metrics.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _version_name(folder: Path, encoder: Encoder) -> str:

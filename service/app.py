@@ -31,11 +31,12 @@ from service.contract.errors import BundleError
 from service.contract.rules import HistoryRules
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
+from service.prerank import PrerankPlan
 from service.redis_client import StoreSettings
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
 from service.runtime import RuntimeSwitch, Shared, bundle_to_open, open_runtime
-from service.settings import Settings, read_settings, variable
+from service.settings import Settings, SettingsError, read_settings, variable
 from service.user_store import MemoryUserStore, RedisUserStore, UserStore
 
 HEARTBEAT_S = 0.1
@@ -176,10 +177,22 @@ def load_bundle(parts: Parts) -> None:
         raise BundleError(
             f"{path} is not a bundle of {settings.bundle_name!r}: set DAIAN_BUNDLE_NAME, or promote another"
         )
-    runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time())
+    runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
     _check_kept(runtime.encoder.rules, settings)
     parts.switch.replace(runtime)
     _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+
+def prerank_plan(settings: Settings) -> PrerankPlan | None:
+    """What the settings say of the pre-ranker; None when it is off. Raises SettingsError when it would cut nothing."""
+    if settings.prerank == "off":
+        return None
+    if settings.prerank_keep >= settings.prerank_recall:
+        raise SettingsError(
+            f"{variable('prerank_keep')} is {settings.prerank_keep} of {settings.prerank_recall} recalled, so nothing "
+            f"would be cut: keep less, or set {variable('prerank')} to off"
+        )
+    return PrerankPlan(settings.prerank_recall, settings.prerank_keep)
 
 
 def _check_kept(rules: HistoryRules, settings: Settings) -> None:

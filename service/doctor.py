@@ -15,8 +15,9 @@ import redis
 from service.app import store_settings
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
+from service.prerank import FOLDER as PRERANK
 from service.redis_client import command_client, failure_kind
-from service.runtime import bundle_to_open, open_scorer, self_check
+from service.runtime import bundle_to_open, has_preranker, open_scorer, self_check
 from service.settings import Settings, usable_cores
 
 
@@ -71,8 +72,12 @@ def _bundle(settings: Settings) -> Finding:
 def verify(path: Path, settings: Settings) -> str:
     """Opens a bundle as the service would and replays its golden requests. Raises BundleError for the first fault."""
     bundle = read_bundle(bundle_to_open(path))
-    scorer = open_scorer(bundle, settings.chunk, settings.ort_threads)
-    n_golden = self_check(bundle, bundle.open_encoder(), scorer)
+    encoder = bundle.open_encoder()
+    parts = ["", PRERANK] if has_preranker(bundle) else [""]
+    n_golden = 0
+    for part in parts:
+        scorer = open_scorer(bundle, settings.chunk, settings.ort_threads, part)
+        n_golden += self_check(bundle, encoder, scorer, part=part)
     return (
         f"{bundle.name}@{bundle.version}: {len(bundle.files)} files as hashed, {n_golden} golden requests as recorded"
     )

@@ -23,7 +23,18 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
-STAGES = ("admit", "parse", "behaviours", "encode", "request_graph", "recall", "candidate_graph", "order", "respond")
+STAGES = (
+    "admit",
+    "parse",
+    "behaviours",
+    "encode",
+    "request_graph",
+    "recall",
+    "prerank",
+    "candidate_graph",
+    "order",
+    "respond",
+)
 BUCKETS_S = tuple(ms / 1000 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 250, 500, 1000, 2500))
 COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 SHARE_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)

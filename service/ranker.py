@@ -21,9 +21,10 @@ from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed
 from service.metrics import Metrics, StageTimer
+from service.prerank import Preranker
 from service.question import Question, distinct_ids, row_of
 from service.request_log import RequestLog
-from service.retriever import Retriever
+from service.retriever import POOL, Retriever
 from service.scorer import RequestState, Scorer
 from service.user_store import StoredUser, UserStore
 
@@ -83,11 +84,13 @@ class Ranker:
         admission: Admission,
         request_log: RequestLog,
         metrics: Metrics,
+        preranker: Preranker | None = None,
     ) -> None:
         self._encoder, self._catalogue = encoder, encoder.catalogue
         self._scorer, self._retriever, self._prior = scorer, retriever, prior
         self._store, self._admission = store, admission
         self._request_log, self._metrics = request_log, metrics
+        self._preranker = preranker
 
     async def rank(self, question: Question, deadline: Deadline, timer: StageTimer) -> Ranking:
         """The ranked page of one question.
@@ -115,7 +118,9 @@ class Ranker:
             batch = RequestBatch.from_rows([self._row(turn, [])])
             inputs = self._encoder.encode_request(batch)
         state = self._request_state(turn, inputs)
-        ids = self._recall(turn, state) if asked is None else distinct_ids(asked, turn.question.exclude)
+        ids = (
+            self._recalled(turn, state, inputs, batch) if asked is None else distinct_ids(asked, turn.question.exclude)
+        )
         with turn.timer.stage("encode"):
             inputs = self._encoder.encode_candidates(inputs, batch.with_candidates(ids))
         logits = self._logits(turn, state, inputs)
@@ -137,8 +142,36 @@ class Ranker:
             _log.exception("request graph failed")
             return None
 
-    def _recall(self, turn: Turn, state: RequestState | None) -> list[str]:
-        """Candidates from the index, in id order: equal scores then have one order."""
+    def _recalled(self, turn: Turn, state: RequestState | None, inputs: ModelInputs, batch: RequestBatch) -> list[str]:
+        """Candidates from the index, cut by the pre-ranker if there is one, in id order: equal scores then have one
+        order.
+        """
+        rows = self._recall(turn, state)
+        if self._preranker is not None:
+            with turn.timer.stage("prerank"):
+                rows = rows[self._kept(self._preranker, turn, inputs, batch.with_candidates(self._catalogue.ids(rows)))]
+        return sorted(self._catalogue.ids(rows))
+
+    def _kept(
+        self, preranker: Preranker, turn: Turn, inputs: ModelInputs, batch: RequestBatch
+    ) -> Int64[np.ndarray, " K"]:
+        """Places of what is worth ranking; the first of recall's order, and said so, where the pre-ranker has none."""
+        n_recalled = len(batch.candidate)
+        n_kept = max(preranker.plan.n_kept, turn.question.top_k or 0)
+        if n_recalled <= n_kept:
+            return np.arange(n_recalled)
+        best = None
+        try:
+            best = preranker.best(self._encoder.encode_candidates(inputs, batch), n_kept, turn.deadline)
+        except ModelFailed:
+            _log.exception("pre-ranker failed")
+        if best is None:
+            turn.lost("prerank")
+            return np.arange(n_kept)
+        return best
+
+    def _recall(self, turn: Turn, state: RequestState | None) -> Int64[np.ndarray, " P"]:
+        """Catalogue rows from the index, in recall's order."""
         with turn.timer.stage("recall"):
             by_time = sorted(turn.user.behaviours, key=lambda behaviour: behaviour.at)
             recalled = self._retriever.recall(
@@ -146,10 +179,11 @@ class Ranker:
                 self._catalogue.rows([behaviour.item for behaviour in by_time]),
                 None if state is None else state.intent,
                 self._catalogue.rows(list(turn.question.exclude)),
+                POOL if self._preranker is None else self._preranker.plan.n_recalled,
             )
             if not recalled.near:
                 turn.lost("recall")
-            return sorted(self._catalogue.ids(recalled.rows))
+            return recalled.rows
 
     def _logits(self, turn: Turn, state: RequestState | None, inputs: ModelInputs) -> Float32[np.ndarray, " N"]:
         """Logits where the network reached in time, NaN elsewhere, with the reasons noted."""

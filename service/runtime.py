@@ -22,6 +22,8 @@ from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed, NoModel
 from service.metrics import Metrics
+from service.prerank import FOLDER as PRERANK
+from service.prerank import Preranker, PrerankPlan
 from service.ranker import Ranker
 from service.request_log import RequestLog
 from service.retriever import Retriever
@@ -60,10 +62,18 @@ class Runtime:
         return f"{self.bundle.name}@{self.bundle.version}"
 
 
-def open_runtime(path: Path, shared: Shared, chunk: int, ort_threads: int, loaded_at: float) -> Runtime:
-    """Opens, verifies and warms the bundle in `path`.
+def open_runtime(
+    path: Path,
+    shared: Shared,
+    chunk: int,
+    ort_threads: int,
+    loaded_at: float,
+    prerank: PrerankPlan | None = None,
+) -> Runtime:
+    """Opens, verifies and warms the bundle in `path`; its pre-ranker too, when there is a plan for it.
 
-    Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request does not fit.
+    Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request does not fit, or the
+    pre-ranker that is asked for is not there.
     """
     started_s = time.perf_counter()
     outcome = "refused"
@@ -74,7 +84,8 @@ def open_runtime(path: Path, shared: Shared, chunk: int, ort_threads: int, loade
         self_check(bundle, encoder, scorer, shared.admission)
         retriever = Retriever(encoder, _open_index(bundle))
         retriever.warm_up()
-        ranker = Ranker(encoder, scorer, retriever, _prior(bundle), **vars(shared))
+        preranker = None if prerank is None else open_preranker(bundle, encoder, prerank, chunk, ort_threads)
+        ranker = Ranker(encoder, scorer, retriever, _prior(bundle), **vars(shared), preranker=preranker)
         outcome = "loaded"
         return Runtime(bundle, encoder, scorer, ranker, loaded_at)
     finally:
@@ -82,63 +93,82 @@ def open_runtime(path: Path, shared: Shared, chunk: int, ort_threads: int, loade
         shared.metrics.bundle_load_seconds.labels(outcome).observe(time.perf_counter() - started_s)
 
 
-def open_scorer(bundle: Bundle, chunk: int, ort_threads: int) -> Scorer:
-    """Both graphs, from the very bytes that were hashed, over tables mapped from disk."""
-    tables = {
-        Path(name).stem: _mapped(bundle, name) for name in bundle.files if name.startswith("tables/")
-    }  # fmt: skip
+def open_scorer(bundle: Bundle, chunk: int, ort_threads: int, part: str = "") -> Scorer:
+    """Both graphs, from the very bytes that were hashed, over tables mapped from disk.
+
+    `part` is the folder of the bundle that they are in: the ranker's are at the top, the pre-ranker's in `prerank/`.
+    """
+    folder = f"{part}tables/"
+    tables = {Path(name).stem: _mapped(bundle, name) for name in bundle.files if name.startswith(folder)}
     request, candidates = (
-        Graph(name, bundle.read(name), tables, ort_threads) for name in ("request.onnx", "candidates.onnx")
+        Graph(name, bundle.read(name), tables, ort_threads)
+        for name in (f"{part}request.onnx", f"{part}candidates.onnx")
     )
     return Scorer(request, candidates, chunk)
 
 
-def self_check(bundle: Bundle, encoder: Encoder, scorer: Scorer, admission: Admission | None = None) -> int:
+def has_preranker(bundle: Bundle) -> bool:
+    """True for a bundle that was exported with a pre-ranker."""
+    return f"{PRERANK}request.onnx" in bundle.files
+
+
+def open_preranker(bundle: Bundle, encoder: Encoder, plan: PrerankPlan, chunk: int, ort_threads: int) -> Preranker:
+    """The bundle's pre-ranker, after its golden requests. Raises BundleError when there is none or it does not fit."""
+    if not has_preranker(bundle):
+        raise BundleError(
+            f"{bundle.path} has no pre-ranker and DAIAN_PRERANK is on: export the bundle with --prerank, or turn it off"
+        )
+    scorer = open_scorer(bundle, chunk, ort_threads, PRERANK)
+    self_check(bundle, encoder, scorer, part=PRERANK)
+    return Preranker(scorer, plan)
+
+
+def self_check(
+    bundle: Bundle, encoder: Encoder, scorer: Scorer, admission: Admission | None = None, part: str = ""
+) -> int:
     """Replays the golden requests; this is also the warm-up, and gives admission its first service times.
 
     Returns how many there were. Raises BundleError when there is none, or a logit differs by more than TOLERANCE.
     """
-    n_checked = 0
-    for number, (case, batch, expected) in enumerate(_golden(bundle), start=1):
+    n_checked, file = 0, bundle.path / part / GOLDEN
+    for number, (case, batch, expected) in enumerate(_golden(bundle, part), start=1):
         started_s = time.perf_counter()
-        logits = _replayed(bundle, number, encoder, scorer, batch)
+        logits = _replayed(bundle, number, encoder, scorer, batch, part)
         if logits.shape != expected.shape:
-            raise BundleError(
-                f"{bundle.path / GOLDEN}, line {number}: {len(expected)} logits for {len(logits)} candidates"
-            )
+            raise BundleError(f"{file}, line {number}: {len(expected)} logits for {len(logits)} candidates")
         difference = float(np.abs(logits - expected).max(initial=0.0))
         if not difference <= TOLERANCE:  # also true for NaN
             raise BundleError(
-                f"{bundle.path / GOLDEN}, line {number} ({case}): logits differ by {difference:.3g} from the recorded, "
+                f"{file}, line {number} ({case}): logits differ by {difference:.3g} from the recorded, "
                 f"{TOLERANCE:g} is allowed: export the bundle again"
             )
         if admission is not None and number > 1:  # the first one pays for memory that later ones find ready
             admission.observe(time.perf_counter() - started_s)
         n_checked += 1
     if n_checked == 0:
-        raise BundleError(
-            f"{bundle.path / GOLDEN} holds no golden request: a bundle that cannot be checked is not served"
-        )
+        raise BundleError(f"{file} holds no golden request: a bundle that cannot be checked is not served")
     return n_checked
 
 
-def _replayed(bundle: Bundle, number: int, encoder: Encoder, scorer: Scorer, batch: RequestBatch) -> np.ndarray:
+def _replayed(
+    bundle: Bundle, number: int, encoder: Encoder, scorer: Scorer, batch: RequestBatch, part: str
+) -> np.ndarray:
     inputs = encoder.encode(batch)
     try:
         return scorer.score(scorer.encode_request(inputs), inputs, Deadline.after_ms(60_000)).logits
     except ModelFailed as error:
-        raise BundleError(f"{bundle.path / GOLDEN}, line {number}: {error}") from error
+        raise BundleError(f"{bundle.path / part / GOLDEN}, line {number}: {error}") from error
 
 
-def _golden(bundle: Bundle) -> Iterator[tuple[str, RequestBatch, np.ndarray]]:
-    for number, line in enumerate(bundle.read(GOLDEN).splitlines(), start=1):
+def _golden(bundle: Bundle, part: str) -> Iterator[tuple[str, RequestBatch, np.ndarray]]:
+    for number, line in enumerate(bundle.read(part + GOLDEN).splitlines(), start=1):
         try:
             record = json.loads(line)
             logits = np.array(record["logits"], np.float32)
             yield str(record.get("case", "")), RequestBatch.from_rows([record["request"]]), logits
         except (ValueError, KeyError, TypeError, RequestError) as error:
             raise BundleError(
-                f"{bundle.path / GOLDEN}, line {number} cannot be read ({error}): export again"
+                f"{bundle.path / part / GOLDEN}, line {number} cannot be read ({error}): export again"
             ) from error
 
 

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     ort_threads: int = Field(1, ge=1, le=64, description="threads of one ONNX Runtime call")
     scorer_concurrency: int = Field(default_factory=usable_cores, ge=1, le=256, description="requests computed at once")
     chunk: int = Field(256, ge=1, le=10_000, description="candidates scored between two looks at the clock")
+    prerank: Literal["off", "on"] = Field("off", description="cut what was recalled by the bundle's pre-ranker")
+    prerank_recall: int = Field(2000, ge=2, le=20_000, description="items recalled for the pre-ranker")
+    prerank_keep: int = Field(200, ge=1, le=10_000, description="items that the pre-ranker leaves to be ranked")
 
     # log of what was ranked
     request_log: Path | None = Field(None, description="NDJSON file that every ranking is appended to; off if unset")

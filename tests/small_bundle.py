@@ -78,6 +78,12 @@ class HandMade:
         rng = np.random.default_rng(11)
         return cls(rng.normal(size=(encoder.sizes.item[0], 1)).astype(np.float32))
 
+    @classmethod
+    def preranker(cls, encoder: Encoder) -> "HandMade":
+        """Other numbers than the ranker's: what it leaves is not what the ranker would."""
+        rng = np.random.default_rng(12)
+        return cls(rng.normal(size=(encoder.sizes.item[0], 1)).astype(np.float32) * 3)
+
     def logits(self, encoder: Encoder, row: dict[str, object]) -> np.ndarray:
         inputs = encoder.encode(RequestBatch.from_rows([row]))
         used = np.float32(0.5 * float((inputs.history_age > 0).any()))
@@ -170,6 +176,8 @@ def write_small_bundle(
     request: bytes | None = None,
     golden: list[dict[str, object]] | None = None,
     with_index: bool = True,
+    prerank: bool = False,
+    prerank_candidates: bytes | None = None,
 ) -> Bundle:
     """Writes and promotes a bundle; parts may be replaced to make a bad one."""
     encoder = make_encoder()
@@ -186,11 +194,24 @@ def write_small_bundle(
         (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if with_index:
             faiss.write_index(_index(encoder.catalogue), str(folder / "catalogue" / "recall.faiss"))
+        if prerank:
+            _fill_prerank(folder / "prerank", encoder, prerank_candidates)
 
     manifest = {"fingerprint": encoder.fingerprint, "prior": PRIOR}
     bundle = write_bundle(root, "daian", version, manifest, fill)
     point_to(root, bundle)
     return bundle
+
+
+def _fill_prerank(folder: Path, encoder: Encoder, candidates: bytes | None) -> None:
+    """The optional part: the same two graphs over a table of its own, and golden requests of its own."""
+    (folder / "tables").mkdir(parents=True)
+    model = HandMade.preranker(encoder)
+    np.save(folder / "tables" / "table.item.npy", model.table)
+    (folder / "request.onnx").write_bytes(request_graph(SCALE.n_levels))
+    (folder / "candidates.onnx").write_bytes(candidates or candidate_graph())
+    lines = golden_lines(encoder, model)[1:]
+    (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _index(catalogue: Catalogue) -> faiss.Index:
