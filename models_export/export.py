@@ -80,7 +80,9 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
 
 
 def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
-    """Parity of a published bundle with the run it was made of; `path` is the bundle or the folder with `current`.
+    """Parity of a published bundle with a run it was made of; `path` is the bundle or the folder with `current`.
+
+    A run of the config of the bundle's pre-ranker is compared with the pre-ranker, any other with the ranker.
 
     Raises `BundleError` for a bundle that is not whole or of another encoder, `ParityError` where scores differ.
     """
@@ -88,7 +90,10 @@ def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
     run = open_run(run_folder, open_catalogue(data))
     if run.encoder.fingerprint != bundle.open_encoder().fingerprint:
         raise BundleError(f"{bundle.path} and {run_folder} have different encoders: export that run again")
-    return check_parity(run.model, bundle.path, run.encoder, _sample(data))
+    prerank = bundle.manifest.get("prerank")
+    is_prerank = isinstance(prerank, dict) and prerank["model"] == json.loads(json.dumps(to_dict(run.config)))
+    folder = bundle.path / PRERANK_FOLDER if is_prerank else bundle.path
+    return check_parity(run.model, folder, run.encoder, _sample(data))
 
 
 def _open_preranker(folder: Path, run: Run, plan: ExportPlan) -> Run:

@@ -11,7 +11,7 @@ import torch
 
 import models_export.export
 from models_export.errors import ExportError
-from models_export.export import PRERANK_FOLDER, ExportPlan, export
+from models_export.export import PRERANK_FOLDER, ExportPlan, compare_bundle, export
 from models_export.graph import STATE_PREFIX
 from models_export.parity import TOLERANCE, ExportedModel, score_in_torch
 from service import prerank
@@ -82,6 +82,11 @@ def test_served_it_chooses_as_pytorch_would(both: Bundle, tarq_run: Path, world:
     best = preranker.best(inputs, 20, Deadline.after_ms(10_000))
     assert best is not None
     assert wanted[best].min() >= np.sort(wanted)[-20] - TOLERANCE
+
+
+def test_parity_of_either_run_can_be_asked_again(both: Bundle, run: Path, tarq_run: Path, world: Path) -> None:
+    assert compare_bundle(tarq_run, world, both.path).n_cases == 45
+    assert compare_bundle(run, world, both.path).n_cases == 45
 
 
 def test_another_encoder_is_refused_and_nothing_published(
