@@ -260,16 +260,16 @@ def nif_lite(size: Size) -> NifLiteConfig:
 
 
 def tarq_lite(size: Size) -> TarqLiteConfig:
-    """TARQ-lite: half of the budget for the teacher, half for the student."""
-    half = max(1, size.epochs // 2)
+    """TARQ-lite: the student begins where the teacher ends, so the teacher gets three quarters of the budget."""
+    quarter = max(1, size.epochs // 4)
     return TarqLiteConfig(
         widths=size.widths,
         width=size.width,
         n_heads=size.n_heads,
         top=size.top,
         similarity_width=size.similarity_width,
-        teacher_epochs=half,
-        student_epochs=max(1, size.epochs - half),
+        teacher_epochs=max(1, size.epochs - quarter),
+        student_epochs=quarter,
     )
 
 
