@@ -103,13 +103,13 @@ def evaluate(
     against
         A published bundle, or the folder of bundles that holds `current`: scored on the same requests and compared.
     report
-        Also write the report into this file (.md).
+        Also write the report into this file: .html with figures, in one file that needs no network, or .md.
     as_json
         Print JSON instead of tables.
     """
     from service.contract.strict_json import strict_json
     from training.evaluate import evaluate_fully
-    from training.measures_text import evaluation_text, write_text_report
+    from training.evaluation_report import evaluation_text, write_evaluation_report
 
     if report is not None:
         check_report_name(report)
@@ -118,16 +118,19 @@ def evaluate(
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if report is not None:
-        write_text_report(found, report)
+        write_evaluation_report(found, report)
     print(strict_json(vars(found), indent=1) if as_json else evaluation_text(found), end="\n" if as_json else "")
 
 
 def check_report_name(path: Path) -> None:
     """Raises DaianError, before anything is scored, for a report of a kind that cannot be written."""
     from service.contract.errors import DaianError
+    from training.evaluation_report import WRITERS
 
-    if path.suffix != ".md":
-        raise DaianError(f"--report {path}: a report is Markdown; give a name that ends in .md")
+    if path.suffix not in WRITERS:
+        raise DaianError(
+            f"--report {path}: a report is a page with figures or Markdown; give a name that ends in .html or .md"
+        )
 
 
 def baselines(

@@ -2,7 +2,7 @@
 
 Called by `daian evaluate` and the demo. `evaluate` is the table alone; `evaluate_fully` adds every number of the report
 with its interval, the paired tests, and leaves the scores in the run folder. Printed by `training.table` and
-`training.measures_text`. Numbers on other data than the run was trained on are never written into its folder.
+`training.evaluation_report`. Numbers on other data than the run was trained on are never written into its folder.
 """
 
 import json

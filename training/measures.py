@@ -1,8 +1,8 @@
 """Every number that is reported about a ranker on a split, with intervals, as plain dicts.
 
-Called by `training.evaluate` and by whoever reports many runs; `training.measures_text` prints what is made here, and
-docs/metrics.md explains it. A number is {"value", "low", "high"}; what could not be measured is NaN. Knows no model and
-reads no file.
+Called by `training.evaluate` and by whoever reports many runs; `training.evaluation_report` says what is made here,
+and docs/metrics.md explains it. A number is {"value", "low", "high"}; what could not be measured is NaN. Knows no model
+and reads no file.
 """
 
 from dataclasses import dataclass, field

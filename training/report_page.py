@@ -1,6 +1,7 @@
-"""The report of a comparison as Markdown, and as one HTML file that needs nothing else. Called by `training.report`.
+"""A report as Markdown, and as one HTML file that needs nothing else.
 
-`training.report_sections` says what is in it, as blocks; here they are written down. Figures are in the HTML alone.
+`training.report_sections` (a comparison) and `training.evaluation_report` (one run) say what is in it, as blocks; here
+they are written down. Figures are in the HTML alone.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ td:first-child,th:first-child{text-align:left}tr.group td{font-weight:600;backgr
 figure{display:inline-block;width:560px;max-width:100%;margin:.5rem 1rem .5rem 0}
 svg{width:100%;height:auto;font-size:12px}
 """
+
+
+_WIDEST = 56  # of a padded column; what is longer sticks out
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,22 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
         return f"## {block.text}"
     if isinstance(block, Table):
-        width = len(block.header)
-        lines = [block.header, ("---", *["---:"] * (width - 1))]
-        lines += [(f"**{row[0]}**", *[""] * (width - 1)) if len(row) == 1 else row for row in block.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return _markdown_table(block)
     return block.text if isinstance(block, Paragraph) else ""
+
+
+def _markdown_table(table: Table) -> str:
+    """Padded, so that the columns also stand below each other where nobody renders them: in a terminal."""
+    n_columns = len(table.header)
+    found = [
+        table.header,
+        *((f"**{row[0]}**", *[""] * (n_columns - 1)) if len(row) == 1 else row for row in table.rows),
+    ]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in found]
+    widths = [max([4, *(len(line[at]) for line in cells if len(line[at]) <= _WIDEST)]) for at in range(n_columns)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    head, *rows = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
 
 
 def _html(block: Block) -> str:

@@ -1,4 +1,7 @@
-"""The printed table: models beside the counting lines. Used by `daian evaluate`, `daian baselines` and `daian demo`."""
+"""The table of models beside the counting lines, as text and as cells.
+
+Printed by `daian baselines` and `daian demo`; `training.evaluation_report` takes the cells.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,21 +18,39 @@ _COLUMNS = {
     JUDGED_BY: "AUC/request",
     "log_loss": "log-loss",
 }
-_LEGEND = "GAUC: mean AUC of users or requests by impressions; AUC/request: plain mean; log-loss only of probabilities."
+LEGEND = "GAUC: mean AUC of users or requests by impressions; AUC/request: plain mean; log-loss only of probabilities."
 _CELL = 6  # 0.7401
 
 
 def ranking_table(numbers: Numbers) -> str:
     """Rankers in rows, models first; a dash for what was not measured; at the end who does not beat a line."""
+    header, *rows = ranking_cells(numbers)
+    width = max(len(row[0]) for row in rows)
+    lines = [" " * width + "".join(_beside(title, title) for title in header[1:-1])]
+    for name, *cells, verdict in rows:
+        shown = "".join(_beside(cell, title) for cell, title in zip(cells, header[1:-1], strict=True))
+        lines.append((name.ljust(width) + shown + "  " + verdict).rstrip())
+    return "\n".join([*lines, LEGEND, *remarks(numbers)])
+
+
+def ranking_cells(numbers: Numbers) -> list[tuple[str, ...]]:
+    """The same as cells of text: a row of titles, then a row for each ranker."""
     models = [name for name in numbers if name not in LINES]
-    rows = [*models, *(name for name in LINES if name in numbers)]
-    width = max(len(LINES.get(name, name)) for name in rows)
-    lines = [" " * width + "".join(_beside(title, title) for title in _COLUMNS.values())]
-    for name in rows:
-        cells = (_beside(_cell(numbers[name], key), title) for key, title in _COLUMNS.items())
-        verdict = "" if name in models else _verdict(name, models, numbers)
-        lines.append((LINES.get(name, name).ljust(width) + "".join(cells) + "  " + verdict).rstrip())
-    return "\n".join([*lines, _LEGEND, *(line for name in models for line in _more(name, numbers[name]))])
+    header = ("", *_COLUMNS.values(), "")
+    rows = [
+        (
+            LINES.get(name, name),
+            *(_cell(numbers[name], key) for key in _COLUMNS),
+            "" if name in models else _verdict(name, models, numbers),
+        )
+        for name in [*models, *(name for name in LINES if name in numbers)]
+    ]
+    return [header, *rows]
+
+
+def remarks(numbers: Numbers) -> list[str]:
+    """A line for every model that has numbers without a column."""
+    return [line for name in numbers if name not in LINES for line in _more(name, numbers[name])]
 
 
 def not_beaten_by(line: str, models: Sequence[str], numbers: Numbers) -> list[str]:

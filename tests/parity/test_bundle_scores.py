@@ -17,8 +17,8 @@ from training.bootstrap import Resampling
 from training.checkpoint import open_run
 from training.data.dataset import open_catalogue
 from training.evaluate import best_line, evaluate, evaluate_fully
+from training.evaluation_report import evaluation_text, write_evaluation_report
 from training.measures import Plan
-from training.measures_text import evaluation_text, write_text_report
 from training.scores import check_same_split, load_scores, score_batches
 from training.train import evaluation_batches
 
@@ -95,7 +95,7 @@ def test_a_bundle_needs_someone_who_scores_it(own_run: Path, bundle: Bundle, wor
 
 def test_the_text_holds_every_part(own_run: Path, world: Path, tmp_path: Path) -> None:
     found = evaluate_fully(own_run, world, "test", plan=PLAN)
-    write_text_report(found, tmp_path / "deep" / "report.md")
+    write_evaluation_report(found, tmp_path / "deep" / "report.md")
     text = (tmp_path / "deep" / "report.md").read_text()
     for word in ("NDCG@10", "expected calibration error", "cold", "7+", "similarity level", "share in the trigger's"):
         assert word in text

@@ -54,9 +54,20 @@ def test_json_is_json_and_nothing_else(asked: list[tuple[object, ...]], capsys: 
     assert printed["warnings"] == FOUND.warnings
 
 
-def test_a_report_of_another_kind_is_refused_before_anything_is_scored(asked: list[tuple[object, ...]]) -> None:
-    with pytest.raises(DaianError, match=r"\.md"):
-        commands.evaluate(Path("run"), data=Path("shop"), report=Path("report.pdf"))
+def test_a_report_whose_name_ends_in_html_is_a_page(asked: list[tuple[object, ...]], tmp_path: Path) -> None:
+    commands.evaluate(Path("run"), data=Path("shop"), report=tmp_path / "new" / "report.html")
+    assert len(asked) == 1
+    text = (tmp_path / "new" / "report.html").read_text()
+    assert text.startswith("<!doctype html>")
+    assert "m is better than din." in text
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report", "report.HTML"])
+def test_a_report_of_another_kind_is_refused_before_anything_is_scored(
+    asked: list[tuple[object, ...]], name: str
+) -> None:
+    with pytest.raises(DaianError, match=r"\.html or \.md"):
+        commands.evaluate(Path("run"), data=Path("shop"), report=Path(name))
     assert asked == []
 
 
