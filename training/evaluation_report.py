@@ -5,7 +5,7 @@ is computed here. A bundle that was scored as well stands beside the run. A dash
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,11 @@ def _levels(measures: Measures) -> Iterator[Block]:
     yield Heading("Click rate by similarity level")
     first = next(iter(found.values()))
     labels = [_level(part["level"]) for part in first]
-    series = {"clicked": [part["click_rate"]["value"] for part in first]}
+    numbers = {"clicked": [part["click_rate"] for part in first]}
     for name, levels in found.items():
-        series[f"predicted, {name}"] = [part["predicted"]["value"] for part in levels]
-    yield Figure(bars("click rate and mean prediction by similarity level", labels, series))
+        numbers[f"predicted, {name}"] = [part["predicted"] for part in levels]
+    title = "click rate and mean prediction by similarity level"
+    yield Figure(bars(title, labels, _values(numbers), intervals=_ends(numbers)))
     rows = [
         (
             _level(part["level"]),
@@ -182,13 +183,14 @@ def _diversity(measures: Measures) -> Iterator[Block]:
     yield Heading("GAUC by intent diversity (DAIAN, Fig. 6)")
     first = next(iter(found.values()))
     there = [group for group in first if first[group]["n_candidates"]]
-    series = {name: [groups[group]["gauc_user"]["value"] for group in there] for name, groups in found.items()}
-    yield Figure(bars("GAUC per user, by other leaf categories clicked", there, series, zero=False))
+    numbers = {name: [groups[group]["gauc_user"] for group in there] for name, groups in found.items()}
+    title = "GAUC per user, by other leaf categories clicked"
+    yield Figure(bars(title, there, _values(numbers), zero=False, intervals=_ends(numbers)))
     yield _groups("other leaf categories clicked", found)
 
 
 def _new_and_known(measures: Measures) -> Iterator[Block]:
-    shown = {"by_item": "items", "by_user": "users"}
+    shown = {"by_item": "item", "by_user": "user"}
     parts = {title: _with(measures, part) for part, title in shown.items()}
     if any(parts.values()):
         yield Heading("New and known items and users")
@@ -234,6 +236,14 @@ def _of_rankers(header: tuple[str, ...], titles: Mapping[str, str], found: Mappi
 def _below_each_other(found: Mapping[str, Any], rows: Callable[[Any], Rows]) -> tuple[tuple[str, ...], ...]:
     """The rows of each ranker, below its name where there are several."""
     return tuple(row for name, part in found.items() for row in [*([(name,)] if len(found) > 1 else []), *rows(part)])
+
+
+def _values(numbers: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[float]]:
+    return {name: [number["value"] for number in found] for name, found in numbers.items()}
+
+
+def _ends(numbers: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[tuple[float, float]]]:
+    return {name: [(number["low"], number["high"]) for number in found] for name, found in numbers.items()}
 
 
 def _cell(number: Mapping[str, float]) -> str:

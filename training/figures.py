@@ -1,4 +1,4 @@
-"""Small charts as SVG text, without any library: grouped bars and lines. Called by `training.report_page`.
+"""Small charts as SVG text, without any library: grouped bars and lines. Called by whoever makes blocks of a report.
 
 Values are floats, NaN where there is none. Colours tell series apart; every value can be read by hovering.
 """
@@ -12,11 +12,23 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 64
 _COLOURS = ("#1f5fa8", "#d9822b", "#4b9560", "#a23b72", "#6b6b6b", "#8a6d00")
 
 Series = Mapping[str, Sequence[float]]
+Ends = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def bars(title: str, labels: Sequence[str], series: Series, spreads: Series | None = None, zero: bool = True) -> str:
-    """Bars in groups, one group a label; `spreads` draws ± around a bar. `zero=False` lets the axis begin above 0."""
-    low, high = _range([*_flat(series), *_ends(series, spreads or {})], zero)
+def bars(
+    title: str,
+    labels: Sequence[str],
+    series: Series,
+    spreads: Series | None = None,
+    zero: bool = True,
+    intervals: Ends | None = None,
+) -> str:
+    """Bars in groups, one group a label; `zero=False` lets the axis begin above 0.
+
+    spreads draws ± around a bar, intervals from the first to the second of its numbers; give one of them.
+    """
+    ends = intervals or _ends(series, spreads or {})
+    low, high = _range([*_flat(series), *(end for pairs in ends.values() for pair in pairs for end in pair)], zero)
     y = _scale(low, high)
     parts, group = _frame(title, low, high, y), (WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
     wide = group * 0.8 / max(1, len(series))
@@ -31,10 +43,10 @@ def bars(title: str, labels: Sequence[str], series: Series, spreads: Series | No
                 f'height="{abs(bottom - y(value)):.1f}" fill="{_colour(place)}">'
                 f"<title>{escape(name)}, {escape(labels[at])}: {value:.4f}</title></rect>"
             )
-            error = (spreads or {}).get(name, [math.nan] * len(values))[at]
-            if not math.isnan(error):
+            bottom_end, top_end = ends[name][at] if name in ends else (math.nan, math.nan)
+            if not math.isnan(bottom_end + top_end):
                 middle = x + wide * 0.46
-                parts.append(_line(middle, y(value - error), middle, y(value + error), "#222"))
+                parts.append(_line(middle, y(bottom_end), middle, y(top_end), "#222"))
     parts += [_label(_LEFT + group * (at + 0.5), label, len(labels)) for at, label in enumerate(labels)]
     return _svg([*parts, *_legend(list(series))])
 
@@ -85,9 +97,11 @@ def _flat(series: Series) -> list[float]:
     return [value for values in series.values() for value in values]
 
 
-def _ends(series: Series, spreads: Series) -> list[float]:
-    pairs = [pair for name in spreads for pair in zip(series[name], spreads[name], strict=True)]
-    return [value + sign * error for value, error in pairs for sign in (-1, 1)]
+def _ends(series: Series, spreads: Series) -> Ends:
+    return {
+        name: [(value - error, value + error) for value, error in zip(series[name], errors, strict=True)]
+        for name, errors in spreads.items()
+    }
 
 
 def _scale(low: float, high: float) -> Callable[[float], float]:

@@ -11,7 +11,7 @@ from html import escape
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#222}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto}.wide+.wide{margin-top:1.2rem}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .55rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}tr.group td{font-weight:600;background:#f4f4f4;text-align:left}
 figure{display:inline-block;width:560px;max-width:100%;margin:.5rem 1rem .5rem 0}

@@ -190,13 +190,17 @@ def test_figures_draw_what_was_measured(with_intent: Evaluation) -> None:
     groups = measures["by_intent_diversity"]
     measured = {name: group["gauc_user"]["value"] for name, group in groups.items()}
     assert diversity == [f"daian, {name}: {value:.4f}" for name, value in measured.items() if value == value]
+    whiskers = [
+        line for line in figure(with_intent, "other leaf").iter(f"{SVG}line") if line.attrib["stroke"] == "#222"
+    ]
+    assert len(whiskers) == len(intervals_of({name: group["gauc_user"] for name, group in groups.items()}))
 
 
 def test_a_bundle_stands_beside_the_run(beside_a_bundle: Evaluation) -> None:
     assert "Predicted and observed intent (DAIAN, Fig. 5)" in headings(beside_a_bundle)
     curve = figure(beside_a_bundle, "by predicted click rate")
     assert {hover.split(":")[0] for hover in hovers(curve)} == {"daian", "live"}
-    (items,) = (b for b in evaluation_blocks(beside_a_bundle) if isinstance(b, Table) and b.header[0] == "items")
+    (items,) = (b for b in evaluation_blocks(beside_a_bundle) if isinstance(b, Table) and b.header[0] == "item")
     assert [row[0] for row in items.rows] == ["daian", "cold", "warm", "live", "cold", "warm"]
 
 
@@ -209,7 +213,7 @@ def test_what_was_not_measured_is_a_dash(without_intent: Evaluation) -> None:
     for text in (evaluation_text(found), page_of(found)):
         assert not re.search(r"\bnan\b", text, re.IGNORECASE)
         assert re.search(r"\b0\.1235\b(?! \[)", text)
-    (items,) = (b for b in evaluation_blocks(found) if isinstance(b, Table) and b.header[0] == "items")
+    (items,) = (b for b in evaluation_blocks(found) if isinstance(b, Table) and b.header[0] == "item")
     assert [row[-1] == "-" for row in items.rows] == [True, False]
 
 

@@ -18,6 +18,23 @@ def test_bars_are_as_high_as_their_values_and_none_is_drawn_for_nan() -> None:
     assert "nan" not in text
 
 
+def whiskers(text: str) -> list[tuple[float, float]]:
+    """Heights of the ends, lower end first; larger is lower in an SVG."""
+    found = [line.attrib for line in ET.fromstring(text).iter(f"{SVG}line") if line.attrib["stroke"] == "#222"]
+    return [(float(line["y1"]), float(line["y2"])) for line in found]
+
+
+def test_a_spread_is_drawn_both_ways_and_an_interval_from_end_to_end() -> None:
+    series = {"x": [1.0, 2.0, 3.0]}
+    ((low, high),) = whiskers(bars("t", ["a", "b", "c"], series, {"x": [math.nan, 0.5, math.nan]}))
+    ends = {"x": [(math.nan, math.nan), (1.5, 2.5), (math.nan, math.nan)]}
+    assert whiskers(bars("t", ["a", "b", "c"], series, intervals=ends)) == [(low, high)]
+    skewed = {"x": [(math.nan, math.nan), (1.5, 2.25), (math.nan, math.nan)]}
+    ((same, less),) = whiskers(bars("t", ["a", "b", "c"], series, intervals=skewed))
+    assert same == low
+    assert abs((same - less) / (low - high) - 0.75) < 0.01
+
+
 def test_negative_bars_hang_below_zero() -> None:
     root = ET.fromstring(bars("gain", ["a", "b"], {"x": [0.5, -0.5]}))
     up, down = (rect for rect in root.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None)
