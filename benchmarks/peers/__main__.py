@@ -88,9 +88,11 @@ def prepare(data: Path, folder: Path, terms: Terms) -> KeptPools:
 
 
 def saved_runs(folder: Path, name: str, terms: Terms) -> Iterator[Scores]:
-    """Test scores and facts of one model, seed by seed."""
+    """Test scores and facts of one model, seed by seed; a seed that is not trained yet is left out."""
     for seed in terms.seeds:
-        yield Scores.open(folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz")
+        path = folder / "scores" / f"{name.replace('/', '-')}-{seed}.npz"
+        if path.is_file():
+            yield Scores.open(path)
 
 
 def runs_of(folder: Path, name: str, terms: Terms, test: Rows) -> list[Run]:
@@ -113,11 +115,13 @@ def tables(folder: Path, terms: Terms, pairs: tuple[tuple[str, str], ...]) -> st
             left, right = [getattr(run, metric) for run in ours], [getattr(run, metric) for run in theirs]
             found = welch(left, right)
             label = "AUC" if metric == "auc" else "GAUC per request"
-            ranking.append([NAMES[own], library, label, spread(left), spread(right), signed(found), found.verdict])
+            n_seeds = f"{len(left)} / {len(right)}"
+            numbers = [spread(left), spread(right), signed(found), found.verdict]
+            ranking.append([NAMES[own], library, label, n_seeds, *numbers])
         left, right = (np.median([run.facts["per_s"] for run in runs]) for runs in (ours, theirs))
         parameters = [f"{runs[0].facts['parameters']:,}" for runs in (ours, theirs)]
         speed.append([NAMES[own], library, f"{left:,.0f}", f"{right:,.0f}", f"{left / right:.1f}", *parameters])
-    head = ["model", "peer", "metric", "ours", "peer's", "ours - peer's [95 %]", "verdict"]
+    head = ["model", "peer", "metric", "seeds", "ours", "peer's", "ours - peer's [95 %]", "verdict"]
     speed_head = ["model", "peer", "ours, candidates/s", "peer's, candidates/s", "ratio", "ours, parameters", "peer's"]
     return f"{markdown(head, ranking)}\n\n{markdown(speed_head, speed)}"
 
@@ -135,7 +139,7 @@ def circumstances(data: Path, folder: Path, terms: Terms, pairs: tuple[tuple[str
         f"Terms: {terms}",
         f"Versions: {', '.join(packages)}, Python {platform.python_version()}",
         f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread; training took "
-        f"{minutes[0]:.0f} minutes for ours and {minutes[1]:.0f} for the peers'",
+        f"{minutes[0]:.0f} minutes for ours and {minutes[1]:.0f} for the peers",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -161,6 +165,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--models", nargs="*", default=list(OURS), choices=OURS)
+    parser.add_argument("--report", action="store_true", help="train nothing: the table of what is in --out")
     parser.add_argument("--page", type=Path, help="where the table goes, between its two marks")
     return parser.parse_args()
 
@@ -172,19 +177,25 @@ def main() -> int:
     if not options.data:
         small_world(data, options.requests, options.history)
     terms = replace(terms, history=open_dataset(data).rules.max_length)
-    python = peers_python(options.environment.absolute(), options.torch)
     pairs = tuple(pair for pair in PAIRS if pair[0] in options.models)
+    if not options.report:
+        train_both(options, data, terms, pairs)
+    found = f"{tables(options.out, terms, pairs)}\n\n{circumstances(data, options.out, terms, pairs)}"
+    print(found)
+    if options.page:
+        write_measured(options.page, found)
+    return 0
+
+
+def train_both(options: argparse.Namespace, data: Path, terms: Terms, pairs: tuple[tuple[str, str], ...]) -> None:
+    """Ours here, the peers in their own environment; what is on disk already is not trained again."""
+    python = peers_python(options.environment.absolute(), options.torch)
     pools = prepare(data, options.out, terms)
     for seed in terms.seeds:
         for name in dict.fromkeys(own for own, _ in pairs):
             train_one(name, data, options.out, terms, seed, pools)
     theirs = [str(python), "-m", "benchmarks.peers.train_theirs", str(options.out), "--only"]
     subprocess.run([*theirs, *dict.fromkeys(peer for _, peer in pairs)], check=True, env=os.environ | ONE_THREAD)
-    found = f"{tables(options.out, terms, pairs)}\n\n{circumstances(data, options.out, terms, pairs)}"
-    print(found)
-    if options.page:
-        write_measured(options.page, found)
-    return 0
 
 
 if __name__ == "__main__":
