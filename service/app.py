@@ -24,9 +24,11 @@ from starlette.responses import Response
 
 from service.admission import Admission
 from service.api.exchange import Exchange, endpoint
+from service.api.gate import Gate
 from service.api.openapi import with_components
 from service.api.parts import Health, Parts
 from service.api.routes import router
+from service.api_keys import KeyRing
 from service.contract.errors import BundleError
 from service.contract.rules import HistoryRules
 from service.errors import BadRequest, MethodNotAllowed, NotFound
@@ -40,6 +42,8 @@ from service.settings import Settings, SettingsError, read_settings, variable
 from service.user_store import MemoryUserStore, RedisUserStore, UserStore
 
 HEARTBEAT_S = 0.1
+KEYS_EVERY_S = 1.0
+KEYS = "keys_file"
 TITLE = "daian"
 _log = logging.getLogger("daian.app")
 
@@ -87,6 +91,7 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
         request_log=RequestLog(settings.request_log, metrics),
         metrics=metrics,
         hash_user=UserHasher(key.get_secret_value().encode() if key else None),
+        gate=Gate(KeyRing(settings.keys_file)),
     )
 
 
@@ -147,8 +152,10 @@ class StoreSignals:
 @contextlib.asynccontextmanager
 async def running(parts: Parts) -> AsyncIterator[None]:
     """Opens the bundle and the log, keeps the heartbeat, and closes everything in the opposite order."""
+    _open_gate(parts.gate)
     parts.request_log.open()
     heartbeat = asyncio.create_task(_heartbeat(parts))
+    keys = asyncio.create_task(_watch_keys(parts.gate))
     try:
         try:
             await asyncio.to_thread(load_bundle, parts)
@@ -158,7 +165,8 @@ async def running(parts: Parts) -> AsyncIterator[None]:
         yield
     finally:
         heartbeat.cancel()
-        await asyncio.gather(heartbeat, return_exceptions=True)
+        keys.cancel()
+        await asyncio.gather(heartbeat, keys, return_exceptions=True)
         parts.admission.close()
         parts.request_log.close()
         await parts.store.close()
@@ -233,6 +241,20 @@ async def _heartbeat(parts: Parts) -> None:
         lag_s = max(0.0, time.monotonic() - before_s - HEARTBEAT_S)
         parts.health.loop_lag_s = lag_s
         parts.metrics.loop_lag.set(lag_s)
+
+
+def _open_gate(gate: Gate) -> None:
+    """Reads the keys, or says that there are none. Raises KeysFileError for a file that is not one."""
+    if not gate.keys.is_on:
+        _log.warning("no keys: whoever reaches this port may rank, write and erase; %s names a file", variable(KEYS))
+    gate.keys.open()
+
+
+async def _watch_keys(gate: Gate) -> None:
+    """Takes added and revoked keys within seconds, without a restart."""
+    while gate.keys.is_on:
+        await asyncio.sleep(KEYS_EVERY_S)
+        await asyncio.to_thread(gate.keys.reload_if_changed)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

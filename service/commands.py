@@ -1,4 +1,4 @@
-"""The serving verbs of `daian`: serve, rank, events, doctor, config, bundle, store, openapi.
+"""The serving verbs of `daian`: serve, rank, events, doctor, config, keys, bundle, store, openapi.
 
 Found through the entry-point group `daian.commands`. Thin: each verb imports what it needs when it runs, calls one
 function, and prints it, for people or with `--json` for machines.
@@ -28,8 +28,17 @@ def register(app: App) -> None:
     config.command(show_settings, name="show")
     app.command(events)
     app.command(config)
+    app.command(_key_verbs())
     app.command(_bundle_verbs())
     app.command(_store_verbs())
+
+
+def _key_verbs() -> App:
+    keys = App("keys", help="API keys.")
+    verbs: dict[str, Callable[..., int]] = {"add": keys_add, "list": keys_list, "revoke": keys_revoke}
+    for name, verb in verbs.items():
+        keys.command(verb, name=name)
+    return keys
 
 
 def _bundle_verbs() -> App:
@@ -188,6 +197,76 @@ def show_settings(*, as_json: Json = False) -> int:
         for row in rows:
             print(f"{row['name']:<34} {row['value']!s:<16} {row['origin']:<26} {row['about']}")
     return 0
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def keys_add(*, tenant: str = "main", client: str = "default", scope: list[str], file: Path | None = None) -> int:
+    """Make an API key and print it, this once: the file keeps its hash alone.
+
+    Parameters
+    ----------
+    tenant
+        Whose users the key is for.
+    client
+        Who uses the key; a client may have two at once, to change from one to the other.
+    scope
+        What it is good for: rank, events, catalogue, admin, erase; may be given several times.
+    file
+        The keys file; else DAIAN_KEYS_FILE.
+    """
+    from service.api_keys import add_key
+
+    made = add_key(_keys_file(file), tenant, client, scope)
+    print(made.text)
+    print(f"daian: key {made.record.id} of {tenant}/{client}, not shown again", file=sys.stderr)
+    return 0
+
+
+def keys_list(*, file: Path | None = None, as_json: Json = False) -> int:
+    """List the live keys: ids, tenants, clients, scopes; never the keys.
+
+    Parameters
+    ----------
+    file
+        The keys file; else DAIAN_KEYS_FILE.
+    """
+    from service.api_keys import read_keys
+
+    rows = [key.model_dump(exclude={"sha256"}) for key in read_keys(_keys_file(file))]
+    if as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            print(f"{row['id']} {row['tenant']}/{row['client']} {','.join(row['scopes'])} {row['created_at']}")
+    return 0
+
+
+def keys_revoke(key_id: str, /, *, file: Path | None = None) -> int:
+    """Revoke a key; running services forget it within seconds.
+
+    Parameters
+    ----------
+    key_id
+        The id that `daian keys list` shows.
+    file
+        The keys file; else DAIAN_KEYS_FILE.
+    """
+    from service.api_keys import revoke_key
+
+    gone = revoke_key(_keys_file(file), key_id)
+    print(f"revoked: {gone.id} of {gone.tenant}/{gone.client}")
+    return 0
+
+
+def _keys_file(given: Path | None) -> Path:
+    from service.settings import read_settings
+
+    path = given or read_settings().keys_file
+    if path is None:
+        raise ValueError("which keys file? Name it with --file, or set DAIAN_KEYS_FILE")
+    return path
 
 
 # --- bundles ----------------------------------------------------------------------------------------------------------

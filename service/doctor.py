@@ -12,6 +12,7 @@ from pathlib import Path
 import faiss
 import redis
 
+from service.api_keys import KeysFileError, is_writable_by_others, read_keys
 from service.app import store_settings
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
@@ -19,6 +20,8 @@ from service.prerank import FOLDER as PRERANK
 from service.redis_client import command_client, failure_kind
 from service.runtime import bundle_to_open, has_preranker, open_scorer, self_check
 from service.settings import Settings, usable_cores
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """All findings, in the order in which an operator would look."""
-    checks: list[Callable[[Settings], Finding]] = [_threads, _memory, _port, _bundle]
+    checks: list[Callable[[Settings], Finding]] = [_threads, _memory, _port, _keys, _bundle]
     findings = [check(settings) for check in checks]
     return findings + _store(settings)
 
@@ -58,6 +61,22 @@ def _port(settings: Settings) -> Finding:
             return Finding("port", True, f"{address} is free")
     except OSError as error:
         return Finding("port", False, f"{address}: {error.strerror}; set DAIAN_PORT, or stop what listens there")
+
+def _keys(settings: Settings) -> Finding:
+    path = settings.keys_file
+    if path is None:
+        is_near = settings.host in LOOPBACK
+        detail = "NO KEYS: whoever reaches the port may rank, write and erase (`daian keys add`, DAIAN_KEYS_FILE)"
+        return Finding("keys", None if is_near else False, detail)
+    try:
+        keys = read_keys(path)
+    except KeysFileError as error:
+        return Finding("keys", False, str(error))
+    if is_writable_by_others(path):
+        return Finding("keys", False, f"{path} may be written by others, who could add keys: chmod go-w")
+    n_tenants = len({key.tenant for key in keys})
+    return Finding("keys", bool(keys), f"{len(keys)} live keys of {n_tenants} tenants" if keys else "none: all get 401")
+
 
 
 def _bundle(settings: Settings) -> Finding:

@@ -8,6 +8,7 @@ what to do. Nothing in this file logs, counts or answers.
     ├── SchemaError, RequestError, BundleError
     └── ServiceError
         ├── BadRequest              400  ├── MalformedJson           400
+        ├── Unauthenticated         401  ├── ForbiddenScope          403
         ├── NotFound                404  ├── MethodNotAllowed        405
         ├── BodyTooLarge            413  ├── UnsupportedMediaType    415
         ├── UnsupportedEncoding     415  ├── HeadersTooLarge         431
@@ -43,6 +44,14 @@ class BadRequest(ServiceError):
 
 class MalformedJson(ServiceError):
     """The body is not JSON as RFC 8259 has it."""
+
+
+class Unauthenticated(ServiceError):
+    """No key, or one that is not live: the same answer, whatever was wrong."""
+
+
+class ForbiddenScope(ServiceError):
+    """A live key that may not do this."""
 
 
 class NotFound(ServiceError):
@@ -132,6 +141,8 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     BadRequest: Verdict(400, "bad_request", "Bad request"),
     RequestError: Verdict(400, "bad_request", "Bad request"),
     MalformedJson: Verdict(400, "malformed_json", "The body is not valid JSON"),
+    Unauthenticated: Verdict(401, "unauthenticated", "A live key is needed"),
+    ForbiddenScope: Verdict(403, "forbidden_scope", "This key may not do that"),
     NotFound: Verdict(404, "not_found", "Not found"),
     MethodNotAllowed: Verdict(405, "method_not_allowed", "Method not allowed"),
     BodyTooLarge: Verdict(413, "body_too_large", "Body too large"),

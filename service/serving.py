@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from service.api_keys import KeyRing
 from service.embedded_store import embedded_store
 from service.http_guard import GuardedConfig, GuardedProtocol, Guards
 from service.runtime import bundle_to_open
@@ -37,11 +38,12 @@ class AnnouncingServer(uvicorn.Server):
 def serve(store_folder: Path) -> int:
     """Serves with the settings of the environment until told to stop.
 
-    Raises SettingsError, BundleError or EmbeddedStoreError before anything listens.
+    Raises SettingsError, KeysFileError, BundleError or EmbeddedStoreError before anything listens.
     """
     settings = read_settings()
     if settings.bundle_root is not None:
         bundle_to_open(settings.bundle_root)  # says what is missing before a store is started for nothing
+    KeyRing(settings.keys_file).open()
     with contextlib.ExitStack() as stack:
         if settings.redis_url is None:
             url = stack.enter_context(embedded_store(store_folder))

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
     log_format: Literal["json", "text"] = Field("json", description="one JSON object per line, or plain text")
     id_hash_key: SecretStr | None = Field(None, description="key of the user hashes in logs; random per start if unset")
+    keys_file: Path | None = Field(None, description="hashes of the API keys; everyone may do everything if unset")
 
     # limits
     max_candidates: int = Field(1000, ge=1, le=10_000, description="candidates and top_k of one request")

@@ -16,8 +16,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.gate import Caller, Needed
 from service.api.parts import Parts
-from service.errors import BadRequest, BodyTooLarge, problem_of, retry_after_ms_of, verdict_of
+from service.errors import BadRequest, BodyTooLarge, Unauthenticated, problem_of, retry_after_ms_of, verdict_of
 from service.metrics import StageTimer
 
 PROBLEM = "application/problem+json"
@@ -37,6 +38,7 @@ class Exchange:
     timer: StageTimer = field(default_factory=StageTimer)
     headers: dict[str, str] = field(default_factory=dict)
     fields: dict[str, object] = field(default_factory=dict)
+    caller: Caller = field(default_factory=Caller)
     variant: str = "none"
     surface: str = "other"
 
@@ -63,12 +65,18 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[Response]]
 
 
-def endpoint(route: str, handler: Handler, parts: Parts) -> Callable[[Request], Awaitable[Response]]:
-    """The Starlette endpoint of a handler. `route` is the metric label: the template, never the path that was asked."""
+def endpoint(
+    route: str, handler: Handler, parts: Parts, needed: Needed | None = None
+) -> Callable[[Request], Awaitable[Response]]:
+    """The Starlette endpoint of a handler. `route` is the metric label: the template, never the path that was asked;
+    `needed` is what a key must be good for, None for what is open to all.
+    """
 
     async def answered(request: Request) -> Response:
         exchange = Exchange(request, parts, route, header_request_id(request))
         try:
+            if needed is not None:
+                exchange.caller = parts.gate.admit(request, needed)
             response = await handler(exchange)
         except Exception as error:  # noqa: BLE001  (the edge of the process: everything becomes an answer)
             response = problem_response(error, request, exchange.request_id)
@@ -87,6 +95,8 @@ def problem_response(error: BaseException, request: Request, request_id: str) ->
     wait_ms = retry_after_ms_of(error)
     if wait_ms is not None:
         response.headers["Retry-After"] = str(max(1, -(-wait_ms // 1000)))
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge):  # the rest of the body is still under way
         response.headers["Connection"] = "close"
     return response
@@ -145,6 +155,12 @@ def _measure(exchange: Exchange, status: int) -> None:
             "status": status,
             "ms": round(timer.total_ms(), 3),
             "stages": {name: round(spent_ms, 3) for name, spent_ms in timer.ms.items()},
+            **_caller_fields(exchange.caller),
             **exchange.fields,
         }
         _log.info("request", extra={"fields": fields})
+
+
+def _caller_fields(caller: Caller) -> dict[str, str]:
+    """Whose request it was, while keys are asked for."""
+    return {} if caller.key is None else {"tenant": caller.tenant, "key": caller.key}

@@ -113,7 +113,25 @@ _MANIFEST["parameters"] = [
     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in ("name", "version")
 ]
 
-OPERATIONS: Mapping[tuple[str, str], dict[str, Any]] = {
+_NO_KEY = {
+    "401": _problem("`unauthenticated`: no live key; only where the service asks for keys"),
+    "403": _problem("`forbidden_scope`: the key may not do this"),
+}
+_SECURITY: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def _for_keys(operation: dict[str, Any]) -> dict[str, Any]:
+    """The operation as a service that asks for keys has it; `{}` says that none may be needed."""
+    if operation["tags"] == ["probes"]:
+        return operation
+    security: list[dict[str, list[str]]] = [{name: []} for name in _SECURITY]
+    return {**operation, "security": [*security, {}], "responses": {**operation["responses"], **_NO_KEY}}
+
+
+_OPERATIONS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/rank"): _RANK,
     ("POST", "/rank"): _alias(_RANK),
     ("POST", "/v1/events"): _EVENTS,
@@ -126,13 +144,15 @@ OPERATIONS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("GET", "/metrics"): _METRICS,
 }
 
+OPERATIONS = {route: _for_keys(about) for route, about in _OPERATIONS.items()}
+
 
 def with_components(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's document with our shapes in it and nothing of its own 422."""
     _, definitions = models_json_schema(
         [(shape, "validation") for shape in _SHAPES], ref_template="#/components/schemas/{model}"
     )
-    document["components"] = {"schemas": definitions["$defs"]}
+    document["components"] = {"schemas": definitions["$defs"], "securitySchemes": _SECURITY}
     for path in document["paths"].values():
         for operation in path.values():
             known = OPERATIONS_BY_ID[operation["operationId"]]

@@ -6,6 +6,7 @@ No endpoint reads a global or the environment: what it may touch stands here.
 from dataclasses import dataclass, field
 
 from service.admission import Admission
+from service.api.gate import Gate
 from service.metrics import Metrics, UserHasher
 from service.request_log import RequestLog
 from service.runtime import RuntimeSwitch
@@ -39,4 +40,5 @@ class Parts:
     request_log: RequestLog
     metrics: Metrics
     hash_user: UserHasher
+    gate: Gate
     health: Health = field(default_factory=Health)

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from service.api import docs, openapi
 from service.api.bodies import FORM, JSON, NDJSON, parse, parse_events, read_body, service_error
 from service.api.exchange import Exchange, Handler, endpoint
+from service.api.gate import Needed
 from service.api.parts import Parts
 from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, BehaviourEvent, RankRequest
 from service.behaviour_codec import BehaviourEvent as StoredEvent
@@ -36,11 +37,11 @@ def router(parts: Parts) -> APIRouter:
     """All routes; those of the documentation only while `DAIAN_DOCS` is on."""
     routes = APIRouter()
 
-    def add(method: str, path: str, handler: Handler, label: str | None = None) -> None:
+    def add(method: str, path: str, handler: Handler, label: str | None = None, needed: Needed | None = None) -> None:
         about = openapi.OPERATIONS.get((method, path))
         routes.add_api_route(
             path,
-            endpoint(label or path, handler, parts),
+            endpoint(label or path, handler, parts, needed),
             methods=[method],
             include_in_schema=about is not None,
             openapi_extra=about,
@@ -49,17 +50,17 @@ def router(parts: Parts) -> APIRouter:
         )
 
     for path in ("/v1/rank", "/rank"):
-        add("POST", path, rank, "/v1/rank")
+        add("POST", path, rank, "/v1/rank", "rank")
     for path in ("/v1/events", "/events"):
-        add("POST", path, events, "/v1/events")
+        add("POST", path, events, "/v1/events", "events")
     for path in ("/livez", "/v2/health/live"):
         add("GET", path, livez)
     for path in ("/readyz", "/v2/health/ready"):
         add("GET", path, readyz)
-    add("GET", "/v1/models", models)
-    add("GET", "/v1/models/{name}/versions/{version}", manifest)
-    add("GET", "/v1/limits", limits)
-    add("GET", "/metrics", metrics)
+    add("GET", "/v1/models", models, needed="any")
+    add("GET", "/v1/models/{name}/versions/{version}", manifest, needed="any")
+    add("GET", "/v1/limits", limits, needed="any")
+    add("GET", "/metrics", metrics, needed="admin")
     if parts.settings.docs == "on":
         add("GET", "/openapi.json", openapi_json)
         add("GET", "/docs", docs_page)

@@ -1,44 +1,21 @@
 """The endpoints over ASGI: shapes, statuses, headers, and that nothing of the input comes back in an error."""
 
-import asyncio
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
 from service.api import bodies
-from service.app import create_app, running
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
 from service.errors import Overloaded
 from service.settings import Settings
+from tests.asgi_client import Client, opened
 
 CANARY = "canary-7f3"
-
-
-class Client:
-    """A blocking client of one app, in the event loop that the app lives in."""
-
-    def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
-        self.app, self._loop = app, loop
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
-
-    def __call__(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        return self._loop.run_until_complete(self._client.request(method, path, **rest))
-
-    def catch_up(self) -> None:
-        """The loop stands still between calls, which its heartbeat takes for a stuck loop until it has beaten again."""
-        self._loop.run_until_complete(asyncio.sleep(0.3))
-
-    def rank(self, **body: Any) -> httpx.Response:
-        return self("POST", "/v1/rank", json=body)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +24,6 @@ def call(bundle: Bundle) -> Iterator[Client]:
         Settings(bundle_root=bundle.path, max_candidates=600, max_body_bytes=20_000, deadline_ms=2000)
     ) as client:
         yield client
-
-
-@contextmanager
-def opened(settings: Settings) -> Iterator[Client]:
-    app = create_app(settings)
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        parts = running(app.state.parts)
-        loop.run_until_complete(parts.__aenter__())
-        yield Client(app, loop)
-        loop.run_until_complete(parts.__aexit__(None, None, None))
 
 
 def test_an_answer_has_the_fields_and_headers_of_the_interface(call: Client) -> None:

@@ -1,0 +1,52 @@
+"""Gate: who is calling, and whether a key lets them do this.
+
+Asked by `exchange.py` before a handler runs and before any of the body is read. Whatever is wrong with a key, the
+answer is the same 401; a live key without the scope is 403. Without a keys file the gate is open and everyone is the
+tenant `main`. Never says whether an id, a tenant or a key exists.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from starlette.requests import Request
+
+from service.api_keys import KeyRing, Scope
+from service.errors import ForbiddenScope, Unauthenticated
+
+MAIN = "main"
+Needed = Scope | Literal["any"]  # "any" live key will do
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose users are meant; `key` is the public id of the key, None while no keys are asked for."""
+
+    tenant: str = MAIN
+    key: str | None = None
+
+
+class Gate:
+    """Lets requests in by key."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self.keys = keys
+
+    def admit(self, request: Request, needed: Needed) -> Caller:
+        """The caller. Raises Unauthenticated, or ForbiddenScope when the key may not do this."""
+        if not self.keys.is_on:
+            return Caller()
+        found = self.keys.find(_credential(request))
+        if found is None:
+            raise Unauthenticated("send a live key as `Authorization: Bearer` or `X-API-Key`, and only one")
+        if needed != "any" and needed not in found.scopes:
+            raise ForbiddenScope(f"this call needs a key with the scope `{needed}`")
+        return Caller(found.tenant, found.id)
+
+
+def _credential(request: Request) -> str:
+    """The one key that a request brings; "" when it brings none, several, or another kind of credential."""
+    given = list(request.headers.getlist("x-api-key"))
+    for value in request.headers.getlist("authorization"):
+        scheme, _, key = value.partition(" ")
+        given.append(key.strip() if scheme.lower() == "bearer" else "")
+    return given[0] if len(given) == 1 else ""
