@@ -87,6 +87,9 @@ class Metrics:
         )
         self.degraded = Counter("daian_degraded", "Rankings answered without some part", ["reason"], registry=r)
         self.shed = Counter("daian_shed", "Requests refused to protect the rest", ["reason"], registry=r)
+        self.tenant_rejected = Counter(
+            "daian_tenant_rejected", "Requests over their tenant's quota", ["tenant"], registry=r
+        )
         self.in_flight = Gauge(
             "daian_in_flight", "Rankings admitted and not yet answered", registry=r, multiprocess_mode="livesum"
         )
@@ -133,6 +136,13 @@ class Metrics:
         self.log_dropped = Counter(
             "daian_log_dropped", "Log rows dropped because the queue was full", ["log"], registry=r
         )
+
+    def forget_bundle(self, name: str, version: str) -> None:
+        """A bundle no longer answers: its series goes, so that a thousand swaps do not leave a thousand series."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # where a series cannot be removed, it says 0
+            self.bundle_info.labels(name, version, "live").set(0)
+        else:
+            self.bundle_info.remove(name, version, "live")
 
     def text(self) -> bytes:
         """Everything in the Prometheus text format; over all workers when they share a directory."""

@@ -7,7 +7,7 @@ changed in place: requests in flight end on the runtime they began with.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from service.contract.errors import BundleError, RequestError
 from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed, NoModel
+from service.file_guard import check_graph, check_index, check_signature
 from service.metrics import Metrics
 from service.prerank import FOLDER as PRERANK
 from service.prerank import Preranker, PrerankPlan
@@ -69,11 +70,13 @@ def open_runtime(
     ort_threads: int,
     loaded_at: float,
     prerank: PrerankPlan | None = None,
+    is_first: bool = True,
 ) -> Runtime:
     """Opens, verifies and warms the bundle in `path`; its pre-ranker too, when there is a plan for it.
 
-    Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request does not fit, or the
-    pre-ranker that is asked for is not there.
+    The first one of a process gives admission its first service times; a later one is opened beside traffic, which has
+    given truer ones. Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request
+    does not fit, or the pre-ranker that is asked for is not there.
     """
     started_s = time.perf_counter()
     outcome = "refused"
@@ -81,8 +84,8 @@ def open_runtime(
         bundle = read_bundle(path)
         encoder = bundle.open_encoder()
         scorer = open_scorer(bundle, chunk, ort_threads)
-        self_check(bundle, encoder, scorer, shared.admission)
-        retriever = Retriever(encoder, _open_index(bundle))
+        self_check(bundle, encoder, scorer, shared.admission if is_first else None)
+        retriever = Retriever(encoder, open_index(bundle, encoder))
         retriever.warm_up()
         preranker = None if prerank is None else open_preranker(bundle, encoder, prerank, chunk, ort_threads)
         ranker = Ranker(encoder, scorer, retriever, _prior(bundle), **vars(shared), preranker=preranker)
@@ -93,6 +96,18 @@ def open_runtime(
         shared.metrics.bundle_load_seconds.labels(outcome).observe(time.perf_counter() - started_s)
 
 
+def check_bundle(bundle: Bundle, chunk: int, ort_threads: int) -> int:
+    """Opens every part of a bundle as `open_runtime` does, the pre-ranker included, and keeps nothing.
+
+    Returns how many golden requests scored as recorded. Raises BundleError for the first fault.
+    """
+    encoder = bundle.open_encoder()
+    Retriever(encoder, open_index(bundle, encoder)).warm_up()
+    _prior(bundle)
+    parts = ["", PRERANK] if has_preranker(bundle) else [""]
+    return sum(self_check(bundle, encoder, open_scorer(bundle, chunk, ort_threads, part), part=part) for part in parts)
+
+
 def open_scorer(bundle: Bundle, chunk: int, ort_threads: int, part: str = "") -> Scorer:
     """Both graphs, from the very bytes that were hashed, over tables mapped from disk.
 
@@ -100,11 +115,25 @@ def open_scorer(bundle: Bundle, chunk: int, ort_threads: int, part: str = "") ->
     """
     folder = f"{part}tables/"
     tables = {Path(name).stem: _mapped(bundle, name) for name in bundle.files if name.startswith(folder)}
-    request, candidates = (
-        Graph(name, bundle.read(name), tables, ort_threads)
-        for name in (f"{part}request.onnx", f"{part}candidates.onnx")
-    )
+    request, candidates = (_open_graph(bundle, part, side, tables, ort_threads) for side in ("request", "candidates"))
     return Scorer(request, candidates, chunk)
+
+
+def _open_graph(bundle: Bundle, part: str, side: str, tables: Mapping[str, np.ndarray], ort_threads: int) -> Graph:
+    """One graph: looked through before it is parsed, compared with the manifest after."""
+    name = f"{part}{side}.onnx"
+    content, file = bundle.read(name), str(bundle.path / name)
+    check_graph(file, content)
+    graph = Graph(name, content, tables, ort_threads)
+    check_signature(file, graph.describe(), _declared(bundle, part).get(side))
+    return graph
+
+
+def _declared(bundle: Bundle, part: str) -> Mapping[str, object]:
+    """What the manifest says of the graphs of the ranker or the pre-ranker; nothing in bundles of older exporters."""
+    about = bundle.manifest.get(PRERANK.rstrip("/")) if part else bundle.manifest
+    graphs = about.get("graphs") if isinstance(about, Mapping) else None
+    return graphs if isinstance(graphs, Mapping) else {}
 
 
 def has_preranker(bundle: Bundle) -> bool:
@@ -180,18 +209,24 @@ def _mapped(bundle: Bundle, name: str) -> np.ndarray:
         raise BundleError(f"{bundle.path / name} is not a table ({error}): export the bundle again") from error
 
 
-def _open_index(bundle: Bundle) -> faiss.Index | None:
+def open_index(bundle: Bundle, encoder: Encoder) -> faiss.Index | None:
     """The recall index from hashed bytes; None when the catalogue has no vectors and so no index."""
     if INDEX not in bundle.files:
         return None
-    content = np.frombuffer(bundle.read(INDEX), np.uint8)
+    check_index(str(bundle.path / INDEX), read := bundle.read(INDEX))
+    content = np.frombuffer(read, np.uint8)
     limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
     if limit is not None:
         limit(max(1 << 20, INDEX_LIMIT_FACTOR * len(content)))
     try:
-        return faiss.deserialize_index(content)
+        index = faiss.deserialize_index(content)
     except RuntimeError as error:
         raise BundleError(f"{bundle.path / INDEX} is not a FAISS index ({error}): export the bundle again") from error
+    rows, catalogue = faiss.vector_to_array(index.id_map), encoder.catalogue  # type: ignore[attr-defined]
+    fits = index.d == catalogue.dimensions and len(rows) == index.ntotal
+    if not fits or not len(rows) or rows.min() < 1 or rows.max() > catalogue.n_items:
+        raise BundleError(f"{bundle.path / INDEX} is not of this catalogue: export the bundle again")
+    return index
 
 
 def _prior(bundle: Bundle) -> float:
@@ -210,6 +245,7 @@ class RuntimeSwitch:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._live: Runtime | None = None
+        self._previous: Runtime | None = None
 
     @property
     def live(self) -> Runtime:
@@ -219,16 +255,25 @@ class RuntimeSwitch:
         return self._live
 
     @property
+    def previous(self) -> Runtime | None:
+        """The runtime that answered before, kept open so that going back takes no time; None before the first swap."""
+        return self._previous
+
+    def forget_previous(self) -> None:
+        """Lets go of the runtime before, when its memory is wanted."""
+        self._previous = None
+
+    @property
     def is_loaded(self) -> bool:
         """True once there is a runtime."""
         return self._live is not None
 
     def replace(self, runtime: Runtime) -> None:
-        """Makes a verified runtime the live one."""
+        """Makes a verified runtime the live one, and the live one the previous."""
         if self._live is not None:
-            self._metrics.bundle_info.labels(self._live.bundle.name, self._live.bundle.version, "live").set(0)
+            self._metrics.forget_bundle(self._live.bundle.name, self._live.bundle.version)
         self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, "live").set(1)
-        self._live = runtime
+        self._previous, self._live = self._live, runtime
 
 
 def bundle_to_open(root: Path) -> Path:

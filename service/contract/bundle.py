@@ -24,6 +24,7 @@ from service.contract.strict_json import strict_json
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
+MAX_MANIFEST_BYTES = 16 << 20  # parsed before anything of it could be trusted
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -33,6 +34,7 @@ class Bundle:
 
     path: Path
     manifest: Mapping[str, object]
+    digest: str = ""  # SHA-256 of the manifest, and so of everything: what the pointer names beside the version
 
     @property
     def name(self) -> str:
@@ -96,9 +98,9 @@ def write_bundle(
             "name": name,
             "version": version,
         }
-        hashes = {path.relative_to(work).as_posix(): _hash(path) for path in _files(work)}
+        hashes = {path.relative_to(work).as_posix(): _hash(path) for path in list_files(work)}
         _write_synced(work / MANIFEST, strict_json({**head, **manifest, "files": hashes}, indent=2).encode())
-        for path in [*_files(work), *_folders(work), work]:
+        for path in [*list_files(work), *_folders(work), work]:
             _sync(path)
         # mkdtemp keeps strangers out, but the service runs as another user and must be able to read
         for path in [*_folders(work), work]:
@@ -113,18 +115,19 @@ def write_bundle(
 
 def read_bundle(path: Path) -> Bundle:
     """Opens and verifies a bundle. Raises BundleError naming the file and the reason."""
-    manifest = _parse(path / MANIFEST, _content(path / MANIFEST))
+    content = _content(path / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse(path / MANIFEST, content)
     _check_versions(path, manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise BundleError(f"{path / MANIFEST} lists no files: it was not written by write_bundle")
-    found = {file.relative_to(path).as_posix() for file in _files(path)} - {MANIFEST}
+    found = {file.relative_to(path).as_posix() for file in list_files(path)} - {MANIFEST}
     for name in sorted(found ^ set(files)):
         problem = "is not in the manifest" if name in found else "is missing"
         raise BundleError(f"{path / name} {problem}: copy the bundle again, whole")
     for name, expected in files.items():
         _compare(path / name, _hash(path / name), expected)
-    return Bundle(path, manifest)
+    return Bundle(path, manifest, hashlib.sha256(content).hexdigest())
 
 
 def point_to(root: Path, bundle: Bundle) -> None:
@@ -142,13 +145,24 @@ def point_to(root: Path, bundle: Bundle) -> None:
 
 def current_path(root: Path) -> Path:
     """The folder that `current` points to. Raises BundleError when there is none or its manifest is another one."""
+    return read_pointer(root)[0]
+
+
+def read_pointer(root: Path) -> tuple[Path, str]:
+    """The same with the hash of its manifest, which is that of `Bundle.digest`."""
     pointer = _parse(root / "current", _content(root / "current"))
     parts = [str(pointer.get(key, "")) for key in ("name", "version")]
     if not all(_NAME.fullmatch(part) for part in parts):
         raise BundleError(f"{root / 'current'} names {parts}: promote a bundle again")
     path = root.joinpath(*parts)
-    _compare(path / MANIFEST, hashlib.sha256(_content(path / MANIFEST)).hexdigest(), pointer.get("manifest_sha256"))
-    return path
+    digest = hashlib.sha256(_content(path / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
+    _compare(path / MANIFEST, digest, pointer.get("manifest_sha256"))
+    return path, digest
+
+
+def is_version(text: str) -> bool:
+    """True for what may name a bundle or a version, and so a folder."""
+    return _NAME.fullmatch(text) is not None
 
 
 def list_bundles(root: Path) -> list[Path]:
@@ -165,10 +179,12 @@ def _check_versions(path: Path, manifest: Mapping[str, object]) -> None:
             raise BundleError(f"{path / MANIFEST} has no {key}: it was not written by write_bundle")
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, most: int | None = None) -> bytes:
     if path.is_symlink():
         raise BundleError(f"{path} is a link: bundles hold files only")
     try:
+        if most is not None and path.stat().st_size > most:
+            raise BundleError(f"{path} has {path.stat().st_size} bytes, {most} are allowed: export the bundle again")
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
@@ -196,7 +212,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Regular files below a folder. Raises BundleError for a link."""
     paths = sorted(folder.rglob("*"))
     for path in paths:

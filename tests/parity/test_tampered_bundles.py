@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import onnx
 import pytest
@@ -17,7 +18,7 @@ import service.contract.bundle
 import service.runtime
 from service.contract.bundle import Bundle, read_bundle
 from service.contract.errors import BundleError
-from service.runtime import open_scorer, self_check
+from service.runtime import open_index, open_scorer, self_check
 
 
 @pytest.fixture
@@ -147,6 +148,44 @@ def test_a_graph_with_another_input_is_refused(copy: Path) -> None:
     rehash(copy)
     with pytest.raises(BundleError, match="stranger"):
         opened(copy)
+
+
+def test_c4_a_graph_whose_inputs_are_not_the_declared_ones_is_refused(copy: Path) -> None:
+    graphs = json.loads((copy / "manifest.json").read_text())["graphs"]
+    graphs["candidates"]["inputs"][0]["dtype"] = "float64"
+    rehash(copy, graphs=graphs)
+    with pytest.raises(BundleError, match=r"candidates\.onnx: inputs differ from the manifest's"):
+        opened(copy)
+
+
+def test_c4_with_the_comparison_off_it_would_open(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = json.loads((copy / "manifest.json").read_text())["graphs"]
+    graphs["candidates"]["inputs"][0]["dtype"] = "float64"
+    rehash(copy, graphs=graphs)
+    monkeypatch.setattr(service.runtime, "check_signature", lambda *_: None)
+    assert opened(copy) >= 64
+
+
+def test_c6_an_operator_of_another_domain_is_refused_before_it_is_parsed(copy: Path) -> None:
+    model = onnx.load(copy / "request.onnx")
+    model.graph.node[0].domain = "com.stranger"
+    onnx.save(model, copy / "request.onnx")
+    rehash(copy)
+    with pytest.raises(BundleError, match=r"request\.onnx uses the domain 'com\.stranger'"):
+        opened(copy)
+
+
+@pytest.mark.parametrize("row", [0, -1, 10_000])
+def test_an_index_of_another_catalogue_is_refused(copy: Path, row: int) -> None:
+    found = read_bundle(copy)
+    index = faiss.read_index(str(copy / "catalogue" / "recall.faiss"))
+    rows = faiss.vector_to_array(index.id_map)
+    rows[0] = row
+    faiss.copy_array_to_vector(rows, index.id_map)
+    faiss.write_index(index, str(copy / "catalogue" / "recall.faiss"))
+    rehash(copy)
+    with pytest.raises(BundleError, match=r"recall\.faiss is not of this catalogue"):
+        open_index(read_bundle(copy), found.open_encoder())
 
 
 def test_a_link_is_refused(copy: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from models_export.graph import export_graphs
 from models_export.parity import TOLERANCE, ExportedModel, check_parity
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
+from service.file_guard import check_graph
 from tests.parity.weights import with_large_weights
 from training.data.dataset import split_files
 from training.data.request_files import read_requests
@@ -42,6 +43,12 @@ def test_same_logits_for_every_odd_request(
     report = check_parity(model, folder, encoder, requests)
     assert report.n_cases == 3 * 5 * 3
     assert report.max_difference <= TOLERANCE
+
+
+def test_the_service_would_let_its_graphs_in(exported: tuple[nn.Module, Path]) -> None:
+    _, folder = exported
+    for name in ("request.onnx", "candidates.onnx"):
+        check_graph(name, (folder / name).read_bytes())
 
 
 def test_a_changed_table_is_found(
