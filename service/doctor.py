@@ -16,12 +16,11 @@ from service.api_keys import KeysFileError, is_writable_by_others, read_keys
 from service.app import store_settings
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
-from service.prerank import FOLDER as PRERANK
 from service.redis_client import command_client, failure_kind
-from service.runtime import bundle_to_open, has_preranker, open_scorer, self_check
+from service.runtime import bundle_to_open, check_bundle
 from service.settings import Settings, usable_cores
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ def _port(settings: Settings) -> Finding:
     except OSError as error:
         return Finding("port", False, f"{address}: {error.strerror}; set DAIAN_PORT, or stop what listens there")
 
+
 def _keys(settings: Settings) -> Finding:
     path = settings.keys_file
     if path is None:
@@ -78,7 +78,6 @@ def _keys(settings: Settings) -> Finding:
     return Finding("keys", bool(keys), f"{len(keys)} live keys of {n_tenants} tenants" if keys else "none: all get 401")
 
 
-
 def _bundle(settings: Settings) -> Finding:
     if settings.bundle_root is None:
         return Finding("bundle", False, "DAIAN_BUNDLE_ROOT is not set: name a folder that `daian export` wrote")
@@ -91,12 +90,7 @@ def _bundle(settings: Settings) -> Finding:
 def verify(path: Path, settings: Settings) -> str:
     """Opens a bundle as the service would and replays its golden requests. Raises BundleError for the first fault."""
     bundle = read_bundle(bundle_to_open(path))
-    encoder = bundle.open_encoder()
-    parts = ["", PRERANK] if has_preranker(bundle) else [""]
-    n_golden = 0
-    for part in parts:
-        scorer = open_scorer(bundle, settings.chunk, settings.ort_threads, part)
-        n_golden += self_check(bundle, encoder, scorer, part=part)
+    n_golden = check_bundle(bundle, settings.chunk, settings.ort_threads)
     return (
         f"{bundle.name}@{bundle.version}: {len(bundle.files)} files as hashed, {n_golden} golden requests as recorded"
     )
