@@ -10,47 +10,65 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from service.deadline import Deadline
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 
 Result = TypeVar("Result")
+Priority = Literal["interactive", "prefetch"]
 
 SAFETY = 1.2  # predicted wait is a mean; the queue's tail is longer
 SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
+SHARE_OF_PREFETCH = 0.3  # a page that nobody waits for yet must leave room for those that somebody does
 SMOOTHING = 0.1  # weight of the newest service time
 
 
 class Admission:
     """Bounded worker threads behind a queue that refuses whoever cannot be answered in time."""
 
-    def __init__(self, n_threads: int, metrics: Metrics, prepare: Callable[[], None] | None = None) -> None:
-        """`prepare` runs once in each new worker thread: OpenMP keeps its settings per thread."""
+    def __init__(
+        self,
+        n_threads: int,
+        metrics: Metrics,
+        prepare: Callable[[], None] | None = None,
+        usual_deadline_s: float = 0.1,
+    ) -> None:
+        """`prepare` runs once in each new worker thread: OpenMP keeps its settings per thread. `usual_deadline_s` is
+        what interactive requests have: prefetches may not make them wait for a share of it, however long their own is.
+        """
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="daian-worker", initializer=prepare)
         self._n_threads = n_threads
+        self._usual_deadline_s = usual_deadline_s
         self._metrics = metrics
         self._lock = threading.Lock()
         self._in_flight = 0
         self._service_s = 0.0
 
-    def check(self, deadline: Deadline) -> None:
+    def check(self, deadline: Deadline, priority: Priority = "interactive") -> None:
         """Takes no place: a body that is slow to come must not keep others out.
 
         Raises Overloaded when those before would, by the mean time of a ranking, use up this deadline.
         """
         wait_s = self.predicted_wait_s()
-        if wait_s > 0 and wait_s * SAFETY > SHARE_OF_DEADLINE * deadline.left_s():
-            self._metrics.shed.labels("overload").inc()
+        if wait_s > 0 and wait_s * SAFETY > self._bearable_s(deadline, priority):
+            self._metrics.shed.labels("overload" if priority == "interactive" else "priority").inc()
             raise Overloaded(
                 "the queue is longer than this deadline allows: come back later, or allow more time",
                 retry_after_ms=max(100, round(wait_s * 1000)),
             )
 
-    def enter(self, deadline: Deadline) -> None:
+    def _bearable_s(self, deadline: Deadline, priority: Priority) -> float:
+        """How long a request of this deadline and priority may wait for a worker."""
+        left_s = deadline.left_s()
+        if priority == "interactive":
+            return SHARE_OF_DEADLINE * left_s
+        return SHARE_OF_PREFETCH * min(left_s, self._usual_deadline_s)
+
+    def enter(self, deadline: Deadline, priority: Priority = "interactive") -> None:
         """Takes a place for one request, which `leave` gives back. Raises as `check` does."""
-        self.check(deadline)
+        self.check(deadline, priority)
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
 

@@ -34,6 +34,7 @@ from service.contract.rules import HistoryRules
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.prerank import PrerankPlan
+from service.quotas import TenantQuotas
 from service.redis_client import StoreSettings
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
@@ -87,12 +88,18 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
         settings=settings,
         switch=RuntimeSwitch(metrics),
         store=store or make_store(settings, metrics),
-        admission=Admission(settings.scorer_concurrency, metrics, use_one_thread),
+        admission=Admission(settings.scorer_concurrency, metrics, use_one_thread, settings.deadline_ms / 1000),
         request_log=RequestLog(settings.request_log, metrics),
         metrics=metrics,
         hash_user=UserHasher(key.get_secret_value().encode() if key else None),
-        gate=Gate(KeyRing(settings.keys_file)),
+        gate=Gate(KeyRing(settings.keys_file), make_quotas(settings, metrics)),
     )
+
+
+def make_quotas(settings: Settings, metrics: Metrics) -> TenantQuotas:
+    """This process's share of what a tenant may ask: the workers of one service share its requests."""
+    share = settings.workers
+    return TenantQuotas(settings.tenant_rate / share, max(1, settings.tenant_burst // share), metrics)
 
 
 def make_store(settings: Settings, metrics: Metrics) -> UserStore:
@@ -254,7 +261,8 @@ async def _watch_keys(gate: Gate) -> None:
     """Takes added and revoked keys within seconds, without a restart."""
     while gate.keys.is_on:
         await asyncio.sleep(KEYS_EVERY_S)
-        await asyncio.to_thread(gate.keys.reload_if_changed)
+        if await asyncio.to_thread(gate.keys.reload_if_changed):
+            gate.quotas.keep_only(gate.keys.tenants)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ what to do. Nothing in this file logs, counts or answers.
         ├── CandidatesLimit         422
         ├── ModelFailed             500  (never reaches a caller: the ranker degrades)
         └── Busy                    503, with a time after which to come back
+            ├── TenantQuota         429
             ├── Overloaded              ├── DeadlineExceeded
             ├── Draining                ├── NoModel
             ├── StoreUnavailable        └── StoreFull               507
@@ -102,6 +103,10 @@ class Busy(ServiceError):
         self.retry_after_ms = retry_after_ms
 
 
+class TenantQuota(Busy):
+    """This tenant asks more often than it may; never a sign of overload."""
+
+
 class Overloaded(Busy):
     """The queue is too long for this request to be answered within its deadline."""
 
@@ -152,6 +157,7 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     ValidationFailed: Verdict(422, "validation_failed", "The body does not have the right shape"),
     UnknownField: Verdict(422, "unknown_field", "Unknown field"),
     CandidatesLimit: Verdict(422, "candidates_limit", "Too many candidates"),
+    TenantQuota: Verdict(429, "tenant_quota", "Too many requests"),
     Overloaded: Verdict(503, "overloaded", "Too busy to answer in time"),
     DeadlineExceeded: Verdict(503, "deadline_exceeded", "The deadline passed in the queue"),
     Draining: Verdict(503, "draining", "Shutting down"),

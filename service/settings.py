@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     receive_timeout_s: float = Field(5.0, gt=0, le=300, description="time to receive headers and body")
     deadline_ms: int = Field(100, ge=5, le=60_000, description="deadline of a request that names none")
     max_deadline_ms: int = Field(2000, ge=5, le=60_000, description="longest deadline a request may ask for")
+    tenant_rate: float = Field(0.0, ge=0, le=1e6, description="requests per second of a tenant; 0 is no quota")
+    tenant_burst: int = Field(100, ge=1, le=1_000_000, description="requests of a tenant at once, within its quota")
     max_connections_per_peer: int = Field(256, ge=1, description="open connections per address")
 
     # store

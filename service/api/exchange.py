@@ -16,6 +16,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.admission import Priority
 from service.api.gate import Caller, Needed
 from service.api.parts import Parts
 from service.errors import BadRequest, BodyTooLarge, Unauthenticated, problem_of, retry_after_ms_of, verdict_of
@@ -47,6 +48,16 @@ class Exchange:
         with self.timer.stage("respond"):
             body = content if isinstance(content, bytes) else orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
         return Response(body, status, media_type=media_type)
+
+    def priority(self) -> Priority:
+        """What X-Priority says. Raises BadRequest when it says something else."""
+        found = self.request.headers.get("x-priority", "interactive").strip().lower()
+        if found == "interactive":
+            return "interactive"
+        if found != "prefetch":
+            raise BadRequest("X-Priority is `interactive` or `prefetch`")
+        self.fields["priority"] = found
+        return "prefetch"
 
     def number_header(self, name: str) -> float | None:
         """A header that must be a positive number. Raises BadRequest when it is not."""
@@ -148,7 +159,8 @@ def _measure(exchange: Exchange, status: int) -> None:
     metrics.request_seconds.labels(*labels).observe(timer.total_ms() / 1000)
     for stage, spent_ms in timer.ms.items():
         metrics.stage_seconds.labels(stage).observe(spent_ms / 1000)
-    if exchange.fields or status >= 400:
+    # Requests over a quota come by the thousand: they are counted, not written down.
+    if status != 429 and (exchange.fields or status >= 400):
         fields = {
             "request_id": exchange.request_id,
             "route": exchange.route,

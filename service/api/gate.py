@@ -1,4 +1,4 @@
-"""Gate: who is calling, and whether a key lets them do this.
+"""Gate: who is calling, whether a key lets them do this, and whether their tenant asks too often.
 
 Asked by `exchange.py` before a handler runs and before any of the body is read. Whatever is wrong with a key, the
 answer is the same 401; a live key without the scope is 403. Without a keys file the gate is open and everyone is the
@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from service.api_keys import KeyRing, Scope
 from service.errors import ForbiddenScope, Unauthenticated
+from service.quotas import TenantQuotas
 
 MAIN = "main"
 Needed = Scope | Literal["any"]  # "any" live key will do
@@ -26,13 +27,22 @@ class Caller:
 
 
 class Gate:
-    """Lets requests in by key."""
+    """Lets requests in by key and by quota."""
 
-    def __init__(self, keys: KeyRing) -> None:
-        self.keys = keys
+    def __init__(self, keys: KeyRing, quotas: TenantQuotas) -> None:
+        self.keys, self.quotas = keys, quotas
 
     def admit(self, request: Request, needed: Needed) -> Caller:
-        """The caller. Raises Unauthenticated, or ForbiddenScope when the key may not do this."""
+        """The caller. Raises Unauthenticated, ForbiddenScope when the key may not do this, or TenantQuota.
+
+        What operators ask for is never over a quota: they ask most when a tenant is.
+        """
+        caller = self._caller(request, needed)
+        if needed != "admin":
+            self.quotas.take(caller.tenant)
+        return caller
+
+    def _caller(self, request: Request, needed: Needed) -> Caller:
         if not self.keys.is_on:
             return Caller()
         found = self.keys.find(_credential(request))

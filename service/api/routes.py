@@ -78,8 +78,8 @@ async def rank(exchange: Exchange) -> Response:
     exchange.variant = "live"
     exchange.headers["Daian-Model"] = f"{quote(runtime.label, safe='@._-')};variant=live"
     with timer.stage("admit"):
-        header_ms = exchange.number_header("x-timeout-ms")
-        parts.admission.check(_deadline(arrived_s, (header_ms,), parts.settings))
+        header_ms, priority = exchange.number_header("x-timeout-ms"), exchange.priority()
+        parts.admission.check(_deadline(arrived_s, (header_ms,), parts.settings), priority)
     body, _ = await read_body(exchange.request, parts.settings.max_body_bytes, (JSON, FORM))
     with timer.stage("parse"):
         asked = parse(RankRequest, body)
@@ -87,7 +87,7 @@ async def rank(exchange: Exchange) -> Response:
         exchange.request_id = question.request_id
     with timer.stage("admit"):
         deadline = _deadline(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
-        parts.admission.enter(deadline)
+        parts.admission.enter(deadline, priority)
     try:
         ranking = await runtime.ranker.rank(question, deadline, timer)
     finally:

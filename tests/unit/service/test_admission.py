@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from service.admission import Admission
+from service import admission as module
+from service.admission import Admission, Priority
 from service.deadline import Deadline
 from service.errors import DeadlineExceeded, Overloaded
 from service.metrics import Metrics
@@ -85,3 +86,61 @@ def test_work_runs_whole_in_one_prepared_thread() -> None:
     name = asyncio.run(admission.run(lambda: threading.current_thread().name, Deadline.after_ms(1000)))
     admission.close()
     assert name in prepared
+
+
+def shed_while_prefetching(prefetch_ms: float) -> dict[Priority, int]:
+    """Refusals while one worker of 20 ms gets many times what it can do as prefetches, and a tenth from people."""
+    admission = Admission(1, Metrics(), usual_deadline_s=0.5)
+    admission.observe(0.02)
+    shed: dict[Priority, int] = {"interactive": 0, "prefetch": 0}
+
+    async def one(priority: Priority, deadline: Deadline) -> None:
+        try:
+            admission.enter(deadline, priority)
+        except Overloaded:
+            shed[priority] += 1
+            return
+        try:
+            await admission.run(lambda: time.sleep(0.02), deadline)
+        except DeadlineExceeded:
+            shed[priority] += 1
+        finally:
+            admission.leave()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as calls:
+            for tick in range(40):
+                for _ in range(20):
+                    calls.create_task(one("prefetch", Deadline.after_ms(prefetch_ms)))
+                if tick % 10 == 0:
+                    calls.create_task(one("interactive", Deadline.after_ms(500)))
+                await asyncio.sleep(0.025)
+
+    asyncio.run(main())
+    admission.close()
+    return shed
+
+
+@pytest.mark.parametrize("prefetch_ms", [500, 2000])
+def test_g3_prefetches_are_shed_first_and_nobody_else(prefetch_ms: float) -> None:
+    shed = shed_while_prefetching(prefetch_ms)
+    assert shed["interactive"] == 0
+    assert shed["prefetch"] > 300
+
+
+def test_g3_prefetches_with_the_rights_of_people_push_people_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    bearable = Admission._bearable_s
+    monkeypatch.setattr(Admission, "_bearable_s", lambda self, deadline, _: bearable(self, deadline, "interactive"))
+    assert shed_while_prefetching(2000)["interactive"] > 0
+
+
+def test_prefetches_wait_for_a_share_of_what_people_have_however_patient_they_are() -> None:
+    admission = Admission(1, Metrics(), usual_deadline_s=0.1)
+    admission.observe(0.02)
+    admission.enter(Deadline.after_ms(2000), "prefetch")
+    assert 0.02 * module.SAFETY < module.SHARE_OF_PREFETCH * 0.1
+    admission.enter(Deadline.after_ms(2000), "prefetch")  # waits 20 ms
+    with pytest.raises(Overloaded):
+        admission.enter(Deadline.after_ms(2000), "prefetch")  # would wait 40
+    admission.enter(Deadline.after_ms(100), "interactive")
+    admission.close()

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.api_keys import SCOPES, KeyRing, add_key, revoke_key
@@ -154,3 +156,77 @@ def test_a_service_without_keys_says_so_at_its_start(bundle: Bundle, caplog: pyt
     with opened(Settings(bundle_root=bundle.path)):
         pass
     assert any("no keys" in record.getMessage() for record in caplog.records)
+
+
+# --- quotas -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def two_tenants(bundle: Bundle, folder: Path, rate: float) -> Iterator[tuple[Client, str, str]]:
+    """A service with a quota, and a rank key of either tenant."""
+    loud, calm = (add_key(folder / "keys.json", name, "web", ["rank", "admin"]).text for name in ("loud", "calm"))
+    limits = {"tenant_rate": rate, "tenant_burst": 5, "deadline_ms": 2000}
+    with opened(Settings(bundle_root=bundle.path, keys_file=folder / "keys.json", **limits)) as client:
+        yield client, loud, calm
+
+
+def test_g16_a_loud_tenant_gets_429_and_the_others_feel_nothing(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(1)
+        yield b'{"trigger": "i0"}'
+
+    def ask(key: str) -> httpx.Response:
+        return client("POST", "/rank", content=body(), headers={"content-type": "application/json", "x-api-key": key})
+
+    with two_tenants(bundle, tmp_path, rate=0.01) as (client, loud, calm):
+        answers = [ask(loud) for _ in range(50)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 45
+        assert len(read) == 5  # refused before the body is looked at
+        refused = answers[-1]
+        assert refused.json()["code"] == "tenant_quota"
+        assert int(refused.headers["retry-after"]) * 1000 >= refused.json()["retry_after_ms"] > 1000
+        assert "loud" not in refused.text
+        assert [ask(calm).status_code for _ in range(5)] == [200] * 5
+        text = client("GET", "/metrics", headers={"x-api-key": loud}).text  # operators are never over a quota
+        assert 'daian_tenant_rejected_total{tenant="loud"} 45.0' in text
+        assert client("GET", "/livez").status_code == 200
+    lines = [vars(record)["fields"]["status"] for record in caplog.records if record.getMessage() == "request"]
+    assert 200 in lines
+    assert 429 not in lines
+
+
+def test_g16_without_a_quota_the_loud_tenant_takes_what_it_likes(bundle: Bundle, tmp_path: Path) -> None:
+    with two_tenants(bundle, tmp_path, rate=0.0) as (client, loud, _):
+        assert {status(client, "POST", "/rank", loud) for _ in range(50)} == {200}
+
+
+def test_without_keys_all_callers_share_one_quota(bundle: Bundle) -> None:
+    with opened(Settings(bundle_root=bundle.path, tenant_rate=0.01, tenant_burst=2)) as client:
+        assert [client("GET", "/v1/limits").status_code for _ in range(3)] == [200, 200, 429]
+
+
+# --- priorities -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [({}, 200), ({"x-priority": "Interactive"}, 200), ({"x-priority": "prefetch"}, 503), ({"x-priority": "vip"}, 400)],
+)
+def test_a_prefetch_is_shed_where_a_person_is_still_served(
+    call: Client, keys: dict[str, str], headers: dict[str, str], expected: int
+) -> None:
+    admission = call.app.state.parts.admission
+    before, admission._service_s = admission._service_s, 0.8 * admission._n_threads
+    admission._in_flight += admission._n_threads  # the next one waits 0.8 s of its 2
+    try:
+        answer = call("POST", "/rank", json={"trigger": "i0"}, headers={"x-api-key": keys["rank"], **headers})
+    finally:
+        admission._service_s = before
+        admission._in_flight -= admission._n_threads
+    assert answer.status_code == expected
+    assert expected != 503 or int(answer.headers["retry-after"]) >= 1
