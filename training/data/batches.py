@@ -58,7 +58,7 @@ class Position:
 class Batch(NamedTuple):
     """Model inputs and labels as tensors, group codes for the metrics, and the position after this batch.
 
-    log_kept: logarithm of the share of its page's unclicked candidates that a candidate stands for; None = all are here.
+    log_kept: logarithm of the share of its page's unclicked candidates that a candidate stands for; None = all here.
     """
 
     inputs: ModelInputs

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from service.contract.encoder import EncoderSizes
+from training.layers.dense_start import start_dense
 from training.models import (
     amen_lite,
     ccn_lite,
@@ -57,6 +58,7 @@ def spec_of(config: Any) -> ModelSpec:
 
 
 def build_model(config: Any, sizes: EncoderSizes) -> nn.Module:
-    """A freshly initialised model. Draws from torch's global generator: seed it first."""
+    """A freshly initialised model, dense layers by Glorot. Draws from torch's global generator: seed it first."""
     model: nn.Module = spec_of(config).build(config, sizes)
+    start_dense(model)
     return model

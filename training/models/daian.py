@@ -26,6 +26,7 @@ from training.layers.attention import (
     candidates_attend,
     masked_mean,
 )
+from training.layers.dense_start import keep_start
 from training.layers.embedding import DEFAULT_WIDTHS, BehaviourTables, EmbeddingWidths, FieldTables
 from training.layers.gate import GateNU
 from training.layers.mlp import Mlp, SplitLinear, TopMlp
@@ -146,6 +147,8 @@ class HybridSimilarityEnhancer(nn.Module):
         self.candidate_id = nn.Linear(config.widths.id, width, bias=False)
         self.product_id = nn.Linear(config.widths.id, width, bias=False) if config.hse_product else None
         self.out = nn.Linear(width, width, bias=False)
+        # Glorot's wider draw would make ids that were never trained look half as strong as their meaning.
+        keep_start(*(module for module in self.modules() if isinstance(module, nn.Linear)))
 
     def forward(self, trigger_id: Tensor, candidate_id: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor]:
         """e_sim [N d_s] and λ [N]. `trigger_id` is one row per candidate or a single row."""

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
+from training.layers.dense_start import keep_start
 from training.layers.din_inputs import DinInputs
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths, table
 from training.layers.mlp import TopMlp
@@ -186,6 +187,7 @@ def _meta_network(width: int, hidden: int, out: int) -> nn.Sequential:
     layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
     for parameter in layers.parameters():
         nn.init.uniform_(parameter, -INITIAL_SPREAD, INITIAL_SPREAD)
+    keep_start(*layers)  # the paper's own, near zero: a warm vector begins as the cold one
     return layers
 
 
