@@ -163,7 +163,7 @@ def compare(
     rows: str | None = None,
     groups: str | None = None,
     seeds: int = 5,
-    trials: int = 3,
+    trials: int = 2,
     jobs: int = 2,
     levels: str | None = None,
     report_only: bool = False,

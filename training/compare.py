@@ -44,7 +44,7 @@ class Comparison:
     out: Path
     rows: tuple[str, ...]
     n_seeds: int = 5
-    n_trials: int = 3
+    n_trials: int = 2
     n_jobs: int = 2
     levels: tuple[int, ...] = ()
 
