@@ -175,10 +175,11 @@ class Runner:
 
     def start(self) -> None:
         """The first task of every row. A row's later tasks go before other rows' first ones."""
-        n_runs = sum(len(state.search.settings) + self.comparison.n_seeds for state in self.states.values())
+        n_runs = sum(len(self._trials(state)) + self.comparison.n_seeds for state in self.states.values())
         self._watcher.planned(n_runs)
         for state in self.states.values():
-            if all(finished_or_none(task) for task in self._trials(state)):
+            first = self._trials(state) or self._seeds(state, state.search.settings[0])[:1]
+            if all(finished_or_none(task) for task in first):
                 self._next(state)  # resumed: it was checked then
             else:
                 self._pool.add(self._task(state, "check", "check", state.row.config))
@@ -240,10 +241,11 @@ class Runner:
         """The row's next tasks: its trials, then its seeds at the best setting; those that are finished are read."""
         if state.failure is not None:
             return
-        if not state.trials:
-            self._submit(state, self._trials(state))
+        trials = self._trials(state)
+        if trials and not state.trials:
+            self._submit(state, trials)
         elif state.setting is None:
-            state.setting = state.search.best(list(_in_order(state.trials)))
+            state.setting = state.search.best(list(_in_order(state.trials))) if trials else state.search.settings[0]
             if state.setting is None:
                 state.failure = "every trial of its search failed"
             else:
@@ -278,6 +280,9 @@ class Runner:
         self._watcher.done(state.row.name, what, state.failure)
 
     def _trials(self, state: RowState) -> list[Task]:
+        """A trial of every setting; none where there is nothing to choose."""
+        if len(state.search.settings) == 1:
+            return []
         config = replace(state.row.config, seed=SEARCH_SEED)
         settings = enumerate(state.search.settings)
         return [self._task(state, "run", f"trial-{i}", setting.applied(config)) for i, setting in settings]

@@ -119,7 +119,7 @@ TABLES: dict[str, Table] = {
             unknown_user_share=0.9,
             content_start=0.1,
         ),
-        learning_rates=(2e-3, 4e-3),
+        learning_rates=(2e-3,),
     ),
     # The papers' numbers: Adagrad 0.05, batches of 4,096, MLP 512-256-128, 4 heads, 128 hidden units.
     "paper": Table(Size(epochs=4), TrainConfig(name="paper", model=None), learning_rates=(0.05,)),

@@ -37,9 +37,13 @@ def _about(found: Numbers) -> Iterator[Block]:
         f"{split}: {n['requests']:,} requests, {n['clicks']:,} clicks" for split, n in about["sizes"].items()
     )
     yield Paragraph(f"Data {about['data']} ({sizes}). Machine: {about['machine']}.")
+    searched = (
+        "The same learning rate for every row, no search"
+        if about["trials"] == 1
+        else f"Every row: {about['trials']} trials of the learning rate on validation with a seed of their own"
+    )
     yield Paragraph(
-        f"Every row: {about['trials']} trials of the learning rate on validation with a seed of their own, then "
-        f"{about['seeds']} seeds at the best one. Numbers are of the test split: mean ± standard deviation over seeds."
+        f"{searched}, then {about['seeds']} seeds. Numbers are of the test split: mean ± standard deviation over seeds."
     )
 
 

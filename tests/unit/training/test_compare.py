@@ -128,6 +128,15 @@ def test_every_row_is_searched_alike_then_trained_over_seeds_and_never_twice(
     }
 
 
+def test_where_there_is_nothing_to_choose_no_trial_is_run(world: Path, tmp_path: Path) -> None:
+    wanted = replace(comparison(world, tmp_path / "out", ("din",)), n_seeds=1, n_trials=1)
+    assert list(compare(wanted, Watching())["din"].runs) == ["seed-1"]
+    assert [work[1] for work in PoolHere.worked if work[0] == "din"] == ["check", "seed-1"]
+    PoolHere.worked = []
+    assert list(compare(wanted, Watching())["din"].runs) == ["seed-1"]
+    assert [work for work in PoolHere.worked if work[0] != "all rows"] == []
+
+
 def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Path, finished_folder: Path) -> None:
     wanted = comparison(world, finished_folder, levels=(3,))
     paths = write_report(wanted, compare(wanted, Watching()))
