@@ -18,6 +18,8 @@ from models_export.parity import (
     score_in_torch,
 )
 from tests.unit.models_export.two_phases import SIZES, Faults, TwoPhases
+from training.models import build_model
+from training.models.wdl import WdlConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,11 @@ def test_the_dry_run_copies_no_large_table(model: TwoPhases, monkeypatch: pytest
     check_exportable(model, SIZES)
     assert seen == [100]
     assert model.items[0].weight.shape[0] == 600
+
+
+def test_the_dry_run_keeps_tables_of_hashes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = build_model(WdlConfig(top=(8, 4)), SIZES)
+    assert check_exportable(wide, SIZES).max_difference <= TOLERANCE
+    monkeypatch.setattr(models_export.parity, "HashedCross", type(None))  # the saboteur: shortened like ids
+    with pytest.raises(IndexError):
+        check_exportable(wide, SIZES)
