@@ -21,6 +21,8 @@ from typing import NamedTuple
 import xxhash
 
 KEY_PREFIX = "daian:1"
+MAIN_TENANT = "main"
+USER_SUFFIXES = "bpx"  # behaviours, profile, time of erasure: every key that a user may have
 MEMBER_VERSION = 1
 PROFILE_VERSION = 1
 MAX_ID_BYTES = 128

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service.behaviour_codec import StoredBehaviour
+from service.behaviour_codec import MAIN_TENANT, StoredBehaviour
 from service.contract.schema import FeatureSchema, Field
 
 Value = str | float | int | None
@@ -29,6 +29,7 @@ class Question:
     context: Mapping[str, Value] = field(default_factory=dict)
     exclude: Sequence[str] = ()
     behaviours: Sequence[StoredBehaviour] | None = None
+    tenant: str = MAIN_TENANT  # whose users are meant
 
 
 def _same_id(found: str) -> str:

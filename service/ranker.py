@@ -101,7 +101,7 @@ class Ranker:
             user = await self._fetch(question)
         turn = Turn(question, user, deadline, timer, dict.fromkeys(user.degraded))
         ranking = await self._admission.run(partial(self.compute, turn), deadline)
-        self._request_log.append(ranking.row)
+        self._request_log.append(ranking.row, question.tenant)
         self._observe(ranking)
         return ranking
 
@@ -109,7 +109,7 @@ class Ranker:
         """The user's profile and behaviours; anonymous callers and those who bring their own cost no round trip."""
         if question.user is None or question.behaviours is not None:
             return StoredUser(behaviours=tuple(question.behaviours or ()))
-        return await self._store.fetch(question.user, question.requested_at)
+        return await self._store.fetch(question.user, question.requested_at, question.tenant)
 
     def compute(self, turn: Turn) -> Ranking:
         """The CPU part, whole, in the calling thread."""

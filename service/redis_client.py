@@ -33,7 +33,7 @@ class StoreSettings:
         breaker_failures: failures in a row after which nobody asks for `breaker_open_ms`.
         window_days: how far back behaviours are read and kept.
         keep: how many behaviours of a user are read and kept.
-        tenant: whose users these are, `[a-z0-9-]{1,32}`.
+        tenant: whose users are meant where a call names no tenant, `[a-z0-9-]{1,32}`.
         ca_file: certificates that a `rediss://` server's must be signed by; None = the system's.
     """
 

@@ -1,23 +1,28 @@
 """RequestLog: what was ranked, as rows of the contract, one JSON object per line.
 
 The ranker appends after each answer; with clicks joined (`daian data prepare logs`) these rows are tomorrow's training
-input. Off unless `DAIAN_REQUEST_LOG` names a file. Appending never waits and never fails a ranking: a thread writes,
-the queue is bounded, and rows that do not fit are dropped and counted.
+input. Off unless `DAIAN_REQUEST_LOG` names a file; tenants other than the main one have files of their own beside it.
+Appending never waits and never fails a ranking: a thread writes, the queue is bounded, and rows that do not fit are
+dropped and counted. An erased user's rows become blank lines in place: whoever reads or appends is not disturbed.
 """
 
+import asyncio
 import logging
+import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
+from service.behaviour_codec import MAIN_TENANT, canonical_id
 from service.metrics import Metrics
 
 CAPACITY = 10_000  # rows waiting; about 30 MB at 50 behaviours and 20 items each
 _log = logging.getLogger("daian.request_log")
-_Row = Mapping[str, object]
+_Row = tuple[str, Mapping[str, object]]  # tenant and row
+_Entry = _Row | threading.Event  # an event is set once everything before it is written
 
 
 class RequestLog:
@@ -28,7 +33,7 @@ class RequestLog:
     def __init__(self, path: Path | None, metrics: Metrics, capacity: int = CAPACITY) -> None:
         self._path = path
         self._dropped = metrics.log_dropped.labels("rank")
-        self._rows: queue.Queue[_Row | None] = queue.Queue(capacity)
+        self._entries: queue.Queue[_Entry | None] = queue.Queue(capacity)
         self._writer: threading.Thread | None = None
 
     def open(self) -> None:
@@ -39,48 +44,112 @@ class RequestLog:
             )
             self._writer.start()
 
-    def append(self, row: _Row) -> None:
+    def append(self, row: Mapping[str, object], tenant: str = MAIN_TENANT) -> None:
         """Hands one row to the writer; drops and counts it when the writer is behind."""
         if self._path is None:
             return
         try:
-            self._rows.put_nowait(row)
+            self._entries.put_nowait((tenant, row))
         except queue.Full:
             self._dropped.inc()
+
+    async def erase(self, user_id: str, tenant: str, settle_s: float) -> int:
+        """Blanks every row of a user and says how many. Raises OSError when the file cannot be read or written.
+
+        Waits `settle_s` first, so that rankings which began before have handed over their rows.
+        """
+        if self._path is None or self._writer is None:
+            return 0
+        await asyncio.sleep(settle_s)
+        await asyncio.to_thread(self._flush)
+        return await asyncio.to_thread(blank_rows, file_of(self._path, tenant), user_id)
 
     def close(self) -> None:
         """Writes what is waiting and stops."""
         if self._writer is not None:
-            self._rows.put(None)
+            self._entries.put(None)
             self._writer.join()
             self._writer = None
 
-    def _write(self, path: Path) -> None:
-        while (row := self._rows.get()) is not None:
-            rows = [row, *self._waiting()]
-            try:
-                _append_whole_lines(path, rows)
-            except Exception as error:  # noqa: BLE001  (a dead writer would fill the queue and hold up the stop)
-                self._dropped.inc(len(rows))
-                reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-                _log.error("request log cannot be written", extra={"fields": {"reason": reason}})
+    def _flush(self) -> None:
+        """Returns when all rows handed over before are written, or counted as dropped."""
+        written = threading.Event()
+        self._entries.put(written)
+        while not written.wait(0.1):
+            if self._writer is None or not self._writer.is_alive():
+                return
 
-    def _waiting(self) -> list[_Row]:
-        """Rows that came in the meantime, so that a burst costs few writes; the end mark goes back to its place."""
-        rows: list[_Row] = []
-        while len(rows) < 256:
+    def _write(self, path: Path) -> None:
+        while (entry := self._entries.get()) is not None:
+            entries = [entry, *self._waiting()]
+            by_tenant: dict[str, list[Mapping[str, object]]] = {}
+            for one in entries:
+                if isinstance(one, tuple):
+                    by_tenant.setdefault(one[0], []).append(one[1])
+            for tenant, rows in by_tenant.items():
+                self._try_to_append(file_of(path, tenant), rows)
+            for one in entries:
+                if isinstance(one, threading.Event):
+                    one.set()
+
+    def _try_to_append(self, path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+        try:
+            _append_whole_lines(path, rows)
+        except Exception as error:  # noqa: BLE001  (a dead writer would fill the queue and hold up the stop)
+            self._dropped.inc(len(rows))
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            _log.error("request log cannot be written", extra={"fields": {"reason": reason}})
+
+    def _waiting(self) -> list[_Entry]:
+        """What came in the meantime, so that a burst costs few writes; the end mark goes back to its place."""
+        entries: list[_Entry] = []
+        while len(entries) < 256:
             try:
-                row = self._rows.get_nowait()
+                entry = self._entries.get_nowait()
             except queue.Empty:
                 break
-            if row is None:
-                self._rows.put(None)
+            if entry is None:
+                self._entries.put(None)
                 break
-            rows.append(row)
-        return rows
+            entries.append(entry)
+        return entries
 
 
-def _append_whole_lines(path: Path, rows: list[_Row]) -> None:
+def file_of(path: Path, tenant: str) -> Path:
+    """The tenant's file: the one that is named for the main tenant, `ranked.shop.ndjson` for `shop`."""
+    return path if tenant == MAIN_TENANT else path.with_name(f"{path.stem}.{tenant}{path.suffix}")
+
+
+def blank_rows(path: Path, user_id: str) -> int:
+    """Overwrites the user's rows with spaces, in place, and says how many; 0 where there is no file.
+
+    Nothing moves, so processes that append to the file meanwhile lose nothing; readers skip blank lines.
+    """
+    user, n_blanked, at = canonical_id(user_id), 0, 0
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        for line in file:
+            if line.endswith(b"\n") and _is_of(line, user):
+                os.pwrite(file.fileno(), b" " * (len(line) - 1), at)
+                n_blanked += 1
+            at += len(line)
+        os.fsync(file.fileno())
+    return n_blanked
+
+
+def _is_of(line: bytes, user: str) -> bool:
+    """Whether a row is this user's, in whatever spelling; only rows that hold the id somewhere are read."""
+    if user.isascii() and orjson.dumps(user) not in line:
+        return False
+    try:
+        found = orjson.loads(line)["user"]["user"]
+        return isinstance(found, str) and canonical_id(found) == user
+    except (ValueError, KeyError, TypeError):  # a line that is no row of ours
+        return False
+
+
+def _append_whole_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """One write of whole lines to a file opened for appending: several processes may share it, none sees half a
     line.
     """

@@ -1,22 +1,24 @@
 """What is known about users: their recent behaviours and their profile.
 
 What lives here: the port `UserStore` and its two forms, one in Redis (or Valkey) and one in memory for tests and
-stateless runs. `fetch` always answers: what could not be read is missing, and named in `degraded`. `append` and
-`put_profile` return only after the data is stored and visible to the next `fetch`, and raise otherwise.
+stateless runs. `fetch` always answers: what could not be read is missing, and named in `degraded`. `append`,
+`put_profile` and `erase` return only after the next `fetch` sees what they did, and raise otherwise.
 Called by the ranker (reads) and the events route (writes). Only narrows histories (window, newest `keep`); the rules
 that cut them for a model live in `service.contract`. Never retries, never logs an id, never connects before use.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import redis.asyncio
 import redis.client
 
 from service.behaviour_codec import (
+    MAIN_TENANT,
+    USER_SUFFIXES,
     BehaviourEvent,
     CorruptBytesError,
     StoredBehaviour,
@@ -34,6 +36,7 @@ from service.redis_client import StoreSettings, async_client, failure_kind
 __all__ = [
     "AppendResult",
     "BehaviourEvent",
+    "Erased",
     "MemoryUserStore",
     "RedisUserStore",
     "StoreCounts",
@@ -70,18 +73,30 @@ class AppendResult:
     duplicates: int
 
 
+@dataclass(frozen=True)
+class Erased:
+    """What was there of a user and is no more: behaviours, a profile (0 or 1), keys of other kinds or types."""
+
+    behaviours: int
+    profile: int
+    other_keys: int
+
+
 @runtime_checkable
 class UserStore(Protocol):
-    """Where users' behaviours and profiles are kept. All times are epoch milliseconds."""
+    """Where users' behaviours and profiles are kept. All times are epoch milliseconds.
 
-    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
+    The same user id of two tenants is two users. No tenant named: the store's own.
+    """
+
+    async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
         """The user as of `requested_at`: behaviours strictly before it, within the window, the newest `keep`.
 
         An unknown user is an empty `StoredUser`, and not degraded. Never raises for a store that is away.
         """
         ...
 
-    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
+    async def append(self, events: Sequence[BehaviourEvent], tenant: str | None = None) -> AppendResult:
         """Stores behaviours; the same event sent again changes nothing.
 
         Raises:
@@ -90,8 +105,17 @@ class UserStore(Protocol):
         """
         ...
 
-    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object], tenant: str | None = None) -> None:
         """Replaces the user's profile. Raises as `append` does."""
+        ...
+
+    async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
+        """Removes every key of the user. Events that come afterwards are those of a new user.
+
+        Raises:
+            StoreUnavailable: it may or may not have happened; send the call again.
+            ValueError: an id that cannot be one.
+        """
         ...
 
     async def close(self) -> None:
@@ -109,20 +133,21 @@ class MemoryUserStore:
         self._members: dict[str, dict[bytes, int]] = {}
         self._profiles: dict[str, bytes] = {}
 
-    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
-        key, since = user_key("main", user_id, ""), requested_at - self._window_ms
+    async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
+        key, since = _memory_key(tenant, user_id), requested_at - self._window_ms
         members = self._members.get(key, {})
         within = sorted((at, member) for member, at in members.items() if since < at < requested_at)
         behaviours, _ = decode_members(user_id, [member for _, member in within[-self._keep :]])
         profile = self._profiles.get(key)
         return StoredUser(decode_profile(user_id, profile) if profile else {}, tuple(behaviours))
 
-    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
-        n_new = sum(self._add(user_id, scored) for user_id, scored in members_by_user(events).items())
+    async def append(self, events: Sequence[BehaviourEvent], tenant: str | None = None) -> AppendResult:
+        by_user = members_by_user(events).items()
+        n_new = sum(self._add(_memory_key(tenant, user_id), scored) for user_id, scored in by_user)
         return AppendResult(n_new, len(events) - n_new)
 
-    def _add(self, user_id: str, scored: Scored) -> int:
-        members = self._members.setdefault(user_key("main", user_id, ""), {})
+    def _add(self, key: str, scored: Scored) -> int:
+        members = self._members.setdefault(key, {})
         n_before = len(members)
         for member, at in scored:
             members[member] = max(at, members.get(member, at))
@@ -132,8 +157,13 @@ class MemoryUserStore:
         members.update((member, at) for at, member in kept)
         return n_new
 
-    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
-        self._profiles[user_key("main", user_id, "")] = encode_profile(user_id, attributes)
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object], tenant: str | None = None) -> None:
+        self._profiles[_memory_key(tenant, user_id)] = encode_profile(user_id, attributes)
+
+    async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
+        key = _memory_key(tenant, user_id)
+        members, profile = self._members.pop(key, {}), self._profiles.pop(key, None)
+        return Erased(len(members), int(profile is not None), 0)
 
     async def close(self) -> None:
         self._members.clear()
@@ -167,24 +197,27 @@ class RedisUserStore:
         budget_s = settings.read_budget_ms / 1000
         self._read_calls = GuardedCalls("read", settings.breaker_failures, open_s, budget_s, self.observer)
         self._write_calls = GuardedCalls("write", settings.breaker_failures, open_s, None, self.observer)
+        # With a breaker of its own: a full server refuses writes and still erases.
+        self._erase_calls = GuardedCalls("erase", settings.breaker_failures, open_s, None, self.observer)
 
-    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
-        keys = [user_key(self.settings.tenant, user_id, suffix) for suffix in "bpx"]
+    async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
+        keys = [user_key(tenant or self.settings.tenant, user_id, suffix) for suffix in "bpx"]
         try:
             replies = await self._read_calls.run(lambda: self._read(keys, requested_at))
         except NoAnswerError:
             return StoredUser(degraded=("behaviours",))
         return self._decoded(user_id, replies)
 
-    async def append(self, events: Sequence[BehaviourEvent]) -> AppendResult:
+    async def append(self, events: Sequence[BehaviourEvent], tenant: str | None = None) -> AppendResult:
+        settings = replace(self.settings, tenant=tenant) if tenant else self.settings
         batches = list(members_by_user(events).items())
         # The first alone: if the store is away, or is just being probed, one transaction finds out for all.
-        n_new = await self._add(*batches[0]) if batches else 0
+        n_new = await self._add(settings, *batches[0]) if batches else 0
         lanes = asyncio.Semaphore(WRITE_LANES)
 
         async def in_a_lane(user_id: str, scored: Scored) -> int:
             async with lanes:
-                return await self._add(user_id, scored)
+                return await self._add(settings, user_id, scored)
 
         outcomes = await asyncio.gather(*(in_a_lane(*batch) for batch in batches[1:]), return_exceptions=True)
         for outcome in outcomes:
@@ -193,13 +226,22 @@ class RedisUserStore:
             n_new += outcome
         return AppendResult(n_new, len(events) - n_new)
 
-    async def put_profile(self, user_id: str, attributes: Mapping[str, object]) -> None:
-        key, value = user_key(self.settings.tenant, user_id, "p"), encode_profile(user_id, attributes)
+    async def put_profile(self, user_id: str, attributes: Mapping[str, object], tenant: str | None = None) -> None:
+        key = user_key(tenant or self.settings.tenant, user_id, "p")
+        value = encode_profile(user_id, attributes)
         await self._write(lambda pipe: pipe.execute_command("SET", key, value, "EX", PROFILE_TTL_S))
+
+    async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
+        keys = [user_key(tenant or self.settings.tenant, user_id, suffix) for suffix in USER_SUFFIXES]
+        n_behaviours, *n_keys = await self._stored(self._erase_calls, lambda: self._erase(keys))
+        counts = [found if isinstance(found, int) else 0 for found in (n_behaviours, *n_keys)]
+        profile = counts[1 + USER_SUFFIXES.index("p")]
+        return Erased(counts[0], profile, sum(counts[1:]) - profile)
 
     async def close(self) -> None:
         await self._read_calls.drain()
         await self._write_calls.drain()
+        await self._erase_calls.drain()
         await self.reads.aclose()
         await self.writes.aclose()
 
@@ -212,14 +254,26 @@ class RedisUserStore:
             pipe.execute_command("GET", keys[2])
             return _unless_refused(await pipe.execute(raise_on_error=False))
 
-    async def _add(self, user_id: str, scored: Scored) -> int:
+    async def _add(self, settings: StoreSettings, user_id: str, scored: Scored) -> int:
         """How many of the members are new, after one transaction."""
-        replies = await self._write(lambda pipe: queue_behaviours(pipe, self.settings, user_id, scored, self._clock()))
+        replies = await self._write(lambda pipe: queue_behaviours(pipe, settings, user_id, scored, self._clock()))
         return replies[0] if isinstance(replies[0], int) else 0
 
+    async def _erase(self, keys: Sequence[str]) -> Replies:
+        """One transaction: the members, counted as they go, then whatever is left under any key, of whatever type."""
+        async with self.writes.pipeline(transaction=True) as pipe:
+            pipe.execute_command("ZREMRANGEBYRANK", keys[0], 0, -1)
+            for key in keys:
+                pipe.execute_command("UNLINK", key)
+            return _unless_refused(await pipe.execute(raise_on_error=False))
+
     async def _write(self, queue: Callable[[Pipeline], object]) -> Replies:
+        return await self._stored(self._write_calls, lambda: self._transaction(queue))
+
+    async def _stored(self, calls: GuardedCalls, work: Callable[[], Coroutine[object, object, Replies]]) -> Replies:
+        """The replies of a call that must not be lost. Raises StoreFull or StoreUnavailable."""
         try:
-            return await self._write_calls.run(lambda: self._transaction(queue))
+            return await calls.run(work)
         except NoAnswerError as error:
             if error.kind == "full":
                 raise StoreFull("the behaviour store's memory is full: repeat the call later") from error
@@ -247,6 +301,10 @@ class RedisUserStore:
         # If nobody can say what was erased, nothing may be read.
         kept = () if is_erased_corrupt else tuple(one for one in behaviours if one.at > erased_at)
         return StoredUser(attributes, kept, ("behaviours_corrupt",) if any(corrupt.values()) else ())
+
+
+def _memory_key(tenant: str | None, user_id: str) -> str:
+    return user_key(tenant or MAIN_TENANT, user_id, "")
 
 
 def members_by_user(events: Iterable[BehaviourEvent]) -> dict[str, list[tuple[bytes, int]]]:

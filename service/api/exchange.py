@@ -90,16 +90,16 @@ def endpoint(
                 exchange.caller = parts.gate.admit(request, needed)
             response = await handler(exchange)
         except Exception as error:  # noqa: BLE001  (the edge of the process: everything becomes an answer)
-            response = problem_response(error, request, exchange.request_id)
+            response = problem_response(error, _instance(error, exchange), exchange.request_id)
             _note(error, exchange)
         return _finished(exchange, response)
 
     return answered
 
 
-def problem_response(error: BaseException, request: Request, request_id: str) -> Response:
+def problem_response(error: BaseException, instance: str, request_id: str) -> Response:
     """Any error as problem+json, with Retry-After where a second try is worth it."""
-    problem = problem_of(error, request.url.path if verdict_of(error).status not in (404, 405) else "", request_id)
+    problem = problem_of(error, instance, request_id)
     response = Response(orjson.dumps(problem), verdict_of(error).status, media_type=PROBLEM)
     response.headers["X-Request-Id"] = _header_text(request_id)
     response.headers["Cache-Control"] = "no-store"
@@ -111,6 +111,13 @@ def problem_response(error: BaseException, request: Request, request_id: str) ->
     if isinstance(error, BodyTooLarge):  # the rest of the body is still under way
         response.headers["Connection"] = "close"
     return response
+
+
+def _instance(error: BaseException, exchange: Exchange) -> str:
+    """The path, as far as it is ours: of a path with a parameter the template, of one without a route nothing."""
+    if verdict_of(error).status in (404, 405):
+        return ""
+    return exchange.route if exchange.request.path_params else exchange.request.url.path
 
 
 def header_request_id(request: Request) -> str:

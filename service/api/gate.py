@@ -2,7 +2,7 @@
 
 Asked by `exchange.py` before a handler runs and before any of the body is read. Whatever is wrong with a key, the
 answer is the same 401; a live key without the scope is 403. Without a keys file the gate is open and everyone is the
-tenant `main`. Never says whether an id, a tenant or a key exists.
+main tenant. Never says whether an id, a tenant or a key exists.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from typing import Literal
 from starlette.requests import Request
 
 from service.api_keys import KeyRing, Scope
+from service.behaviour_codec import MAIN_TENANT
 from service.errors import ForbiddenScope, Unauthenticated
 from service.quotas import TenantQuotas
 
-MAIN = "main"
 Needed = Scope | Literal["any"]  # "any" live key will do
 
 
@@ -22,7 +22,7 @@ Needed = Scope | Literal["any"]  # "any" live key will do
 class Caller:
     """Whose users are meant; `key` is the public id of the key, None while no keys are asked for."""
 
-    tenant: str = MAIN
+    tenant: str = MAIN_TENANT
     key: str | None = None
 
 

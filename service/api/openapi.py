@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.api.schemas import BehaviourEvent, EventsRequest, EventsResponse, Problem, RankRequest, RankResponse
+from service.api.schemas import BehaviourEvent, ErasedResponse, EventsRequest, EventsResponse, Problem, RankRequest, RankResponse
 
 _SHAPES: tuple[type[BaseModel], ...] = (
     RankRequest,
@@ -19,6 +19,7 @@ _SHAPES: tuple[type[BaseModel], ...] = (
     EventsRequest,
     BehaviourEvent,
     EventsResponse,
+    ErasedResponse,
     Problem,
 )
 
@@ -91,6 +92,20 @@ _EVENTS: dict[str, Any] = {
 }
 
 
+_ERASE: dict[str, Any] = {
+    "operationId": "erase_user",
+    "summary": "Remove every trace of a user, with a receipt",
+    "description": "May be repeated: a user who is not there has nothing removed. Events that come afterwards are new.",
+    "tags": ["users"],
+    "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+    "responses": {
+        "200": _ok(ErasedResponse),
+        "422": _problem("`validation_failed`: no user can have that id"),
+        "503": _problem("`store_unavailable`: repeat the call as it is"),
+    },
+}
+
+
 def _plain(operation: str, summary: str, tag: str, *failures: str) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "200": {"description": "Done", "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -137,6 +152,7 @@ _OPERATIONS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("POST", "/rank"): _alias(_RANK),
     ("POST", "/v1/events"): _EVENTS,
     ("POST", "/events"): _alias(_EVENTS),
+    ("DELETE", "/v1/users/{id:path}"): _ERASE,
     ("GET", "/v1/models"): _plain("models", "What is loaded", "models"),
     ("GET", "/v1/models/{name}/versions/{version}"): _MANIFEST,
     ("GET", "/v1/limits"): _plain("limits", "The limits in force", "models"),

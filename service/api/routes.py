@@ -6,7 +6,7 @@ reads the wall clock. Probes are `async` and ask nobody: no dependency decides o
 
 import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter
 from pydantic import ValidationError
@@ -14,14 +14,22 @@ from starlette.responses import Response
 
 from service.api import docs, openapi
 from service.api.bodies import FORM, JSON, NDJSON, parse, parse_events, read_body, service_error
-from service.api.exchange import Exchange, Handler, endpoint
+from service.api.exchange import Exchange, Handler, endpoint, new_request_id
 from service.api.gate import Needed
 from service.api.parts import Parts
-from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, BehaviourEvent, RankRequest
+from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, MAX_ID_BYTES, BehaviourEvent, RankRequest
 from service.behaviour_codec import BehaviourEvent as StoredEvent
-from service.behaviour_codec import StoredBehaviour
+from service.behaviour_codec import StoredBehaviour, canonical_id
 from service.deadline import Deadline
-from service.errors import CandidatesLimit, Draining, NotFound, Overloaded, UnknownField, ValidationFailed
+from service.errors import (
+    CandidatesLimit,
+    Draining,
+    NotFound,
+    Overloaded,
+    StoreUnavailable,
+    UnknownField,
+    ValidationFailed,
+)
 from service.event_rules import RejectedEvent, Rejection, judge_event
 from service.question import Question
 from service.ranker import Ranking
@@ -53,6 +61,7 @@ def router(parts: Parts) -> APIRouter:
         add("POST", path, rank, "/v1/rank", "rank")
     for path in ("/v1/events", "/events"):
         add("POST", path, events, "/v1/events", "events")
+    add("DELETE", "/v1/users/{id:path}", erase_user, "/v1/users/{id}", "erase")
     for path in ("/livez", "/v2/health/live"):
         add("GET", path, livez)
     for path in ("/readyz", "/v2/health/ready"):
@@ -118,6 +127,7 @@ def question_of(asked: RankRequest, exchange: Exchange, runtime: Runtime, reques
         context=asked.context,
         exclude=asked.exclude,
         behaviours=None if given is None else [StoredBehaviour(one.item, one.time, one.type) for one in given],
+        tenant=exchange.caller.tenant,
     )
 
 
@@ -188,7 +198,7 @@ async def events(exchange: Exchange) -> Response:
     with exchange.timer.stage("parse"):
         accepted, rejected = _judged(parse_events(body, media_type), now, parts.settings.behaviours_window_days)
     with exchange.timer.stage("behaviours"):
-        stored = await parts.store.append(accepted)
+        stored = await parts.store.append(accepted, exchange.caller.tenant)
     for event in accepted:
         parts.metrics.events.labels(event.type, "accepted").inc()
     for one in rejected:
@@ -224,6 +234,41 @@ def _judged(raw: list[object], now: int, window_days: int) -> tuple[list[StoredE
 
 
 # --- probes and metadata ----------------------------------------------------------------------------------------------
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+async def erase_user(exchange: Exchange) -> Response:
+    """`DELETE /v1/users/{id}`: 200 means that nothing is left; asking again finds nothing and is 200 too."""
+    parts, tenant = exchange.parts, exchange.caller.tenant
+    user = _user_of_path(exchange)
+    with exchange.timer.stage("behaviours"):
+        erased = await parts.store.erase(user, tenant)
+    try:
+        # A ranking that began before may still log the history that it read: not longer than its deadline.
+        n_rows = await parts.request_log.erase(user, tenant, parts.settings.max_deadline_ms / 1000)
+    except OSError as error:
+        raise StoreUnavailable("the request log could not be cleared: repeat the call as it is") from error
+    receipt = {
+        "receipt": new_request_id(),
+        "erased_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "erased": {**vars(erased), "log_rows": n_rows},
+    }
+    exchange.fields.update(receipt)
+    return exchange.answer({**receipt, "took_ms": round(exchange.timer.total_ms(), 3)})
+
+
+def _user_of_path(exchange: Exchange) -> str:
+    """The user in the path, percent-decoded from the bytes that were sent: slashes and all. Raises ValidationFailed."""
+    scope = exchange.request.scope
+    raw: bytes = scope.get("raw_path") or quote(scope["path"], safe="/").encode()
+    try:
+        return canonical_id(unquote_to_bytes(raw.partition(b"/v1/users/")[2]).decode())
+    except ValueError as error:  # the decoder's own text repeats the bytes
+        raise ValidationFailed(
+            f"a user id is 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters, percent-encoded"
+        ) from error
+
+
 
 
 async def livez(exchange: Exchange) -> Response:

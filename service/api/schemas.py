@@ -256,6 +256,24 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
     retry_after_ms: int | None = None
 
+class ErasedCounts(BaseModel):
+    """What was there and is no more."""
+
+    behaviours: int
+    profile: int
+    other_keys: int
+    log_rows: int
+
+
+class ErasedResponse(BaseModel):
+    """The receipt of an erasure. Holds no id of the user."""
+
+    receipt: str
+    erased_at: str
+    erased: ErasedCounts
+    took_ms: float
+
+
 
 _ALL = (RankRequest, GivenBehaviour, BehaviourEvent, EventsRequest)
 FIELD_NAMES: frozenset[str] = frozenset(name for model in _ALL for name in model.model_fields)

@@ -68,7 +68,7 @@ def routes() -> list[str]:
     """`METHOD path` of everything that the service answers to, hidden routes included."""
     known = router(make_parts(Settings())).routes
     return sorted(
-        f"{method} {route.path}" for route in known if isinstance(route, APIRoute) for method in route.methods
+        f"{method} {route.path_format}" for route in known if isinstance(route, APIRoute) for method in route.methods
     )
 
 

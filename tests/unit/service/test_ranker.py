@@ -101,8 +101,8 @@ def test_same_question_same_answer(runtime: Runtime) -> None:
 
 def test_stored_behaviours_and_attributes_are_used(runtime: Runtime) -> None:
     class Knowing:
-        async def fetch(self, user_id: str, requested_at: int) -> StoredUser:
-            assert (user_id, requested_at) == ("u1", NOW)
+        async def fetch(self, user_id: str, requested_at: int, tenant: str) -> StoredUser:
+            assert (user_id, requested_at, tenant) == ("u1", NOW, "main")
             return StoredUser({"city": "hz", "unknown": "x"}, CLICKS)
 
     runtime.ranker._store = Knowing()  # type: ignore[assignment]
@@ -114,7 +114,7 @@ def test_stored_behaviours_and_attributes_are_used(runtime: Runtime) -> None:
 class AwayStore:
     """A store that is down."""
 
-    async def fetch(self, user_id: str, requested_at: int) -> StoredUser:  # noqa: ARG002
+    async def fetch(self, user_id: str, requested_at: int, tenant: str) -> StoredUser:  # noqa: ARG002
         return StoredUser(degraded=("behaviours",))
 
 

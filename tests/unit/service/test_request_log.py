@@ -1,11 +1,16 @@
 """The request log: whole lines, nothing on the hot path, drops counted."""
 
+import asyncio
 import json
+import threading
 import time
+import unicodedata
 from pathlib import Path
 
+import pytest
+
 from service.metrics import Metrics
-from service.request_log import RequestLog
+from service.request_log import RequestLog, blank_rows, file_of
 
 
 def dropped(metrics: Metrics) -> float:
@@ -68,3 +73,85 @@ def test_d6_a_file_that_cannot_be_written_costs_rows_and_nothing_else(tmp_path: 
     log.append({"request_id": "1"})
     log.close()
     assert dropped(metrics) == 1
+
+
+# --- erasure ----------------------------------------------------------------------------------------------------------
+
+
+def row(user: str | None, number: int = 0) -> dict[str, object]:
+    return {"request_id": str(number), "user": {"user": user}, "behaviours": [], "candidates": ["i1"]}
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def test_an_erased_users_rows_are_blank_and_the_others_untouched(tmp_path: Path) -> None:
+    log, path = RequestLog(tmp_path / "log.ndjson", Metrics()), tmp_path / "log.ndjson"
+    log.open()
+    for number in range(300):
+        log.append(row(("u1", "u10", None)[number % 3], number))
+    log.append(row("u1"), "shop")
+    assert asyncio.run(log.erase("u1", "main", 0.0)) == 100  # rows that nobody has written yet among them
+    assert asyncio.run(log.erase("u1", "main", 0.0)) == 0
+    log.append(row("u1", 300))
+    log.close()
+    assert [one["request_id"] for one in rows_of(path)] == [str(n) for n in range(300) if n % 3] + ["300"]
+    assert rows_of(tmp_path / "log.shop.ndjson") == [row("u1")]  # another tenant's user
+    assert file_of(path, "shop") == tmp_path / "log.shop.ndjson"
+
+
+@pytest.mark.parametrize("user", ["a/b", 'q"uote', "back\\slash", "é", unicodedata.normalize("NFD", "é"), "日本"])
+def test_every_spelling_of_an_id_is_found(tmp_path: Path, user: str) -> None:
+    log = RequestLog(tmp_path / "log", Metrics())
+    log.open()
+    for spelling in (user, unicodedata.normalize("NFC", user), unicodedata.normalize("NFD", user), "other"):
+        log.append(row(spelling))
+    assert asyncio.run(log.erase(user, "main", 0.0)) == 3
+    log.close()
+    assert rows_of(tmp_path / "log") == [row("other")]
+
+
+def test_rows_of_rankings_that_began_before_are_waited_for(tmp_path: Path) -> None:
+    def left(settle_s: float) -> int:
+        path = tmp_path / str(settle_s)
+        log = RequestLog(path, Metrics())
+        log.open()
+        late = threading.Timer(0.2, log.append, [row("u1")])
+        late.start()
+        asyncio.run(log.erase("u1", "main", settle_s))
+        late.join()
+        log.close()
+        return len(rows_of(path))
+
+    assert left(0.6) == 0
+    assert left(0.0) == 1  # the saboteur: without the wait it comes through
+
+
+def test_lines_that_are_no_rows_and_a_line_being_written_are_left_alone(tmp_path: Path) -> None:
+    text = 'u1\n{"user": "u1"}\n["u1"]\n{"user": {"user": 1, "u1": "u1"}}\n\n{"user":{"user":"u1"}}'
+    (tmp_path / "log").write_text(text)
+    assert blank_rows(tmp_path / "log", "u1") == 0
+    assert (tmp_path / "log").read_text() == text
+    assert blank_rows(tmp_path / "none", "u1") == 0
+
+
+def test_appending_goes_on_while_rows_are_blanked(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    first, second = RequestLog(path, Metrics()), RequestLog(path, Metrics())  # as two processes have it
+    for log in (first, second):
+        log.open()
+
+    def write() -> None:
+        for number in range(2000):
+            second.append(row("other", number))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    for _ in range(20):
+        first.append(row("u1"))
+        assert asyncio.run(first.erase("u1", "main", 0.0)) == 1
+    writing.join()
+    first.close()
+    second.close()
+    assert [one["request_id"] for one in rows_of(path)] == [str(number) for number in range(2000)]

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from service.behaviour_codec import MAX_ID_BYTES
+from service.behaviour_codec import MAX_ID_BYTES, USER_SUFFIXES, user_key
 from service.embedded_store import embedded_store
+from service.errors import StoreFull, StoreUnavailable
 from service.redis_client import command_client
 from service.user_store import (
     AppendResult,
     BehaviourEvent,
+    Erased,
     MemoryUserStore,
     RedisUserStore,
     StoreCounts,
@@ -348,3 +350,91 @@ def test_narrow_acl_users_can_do_their_work_and_nothing_else(url: str) -> None:
                 await store.close()
 
         asyncio.run(main())
+
+
+# --- erasure ----------------------------------------------------------------------------------------------------------
+
+
+def test_erasing_removes_everything_and_says_how_much(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        await store.append([click("a", NOW - 9_000), click("b", NOW - 8_000), click("a", NOW - 9_000, user="u_2")])
+        await store.put_profile("u_1", {"city": "hz"})
+        assert await store.erase("u_1") == Erased(2, 1, 0)
+        assert await store.fetch("u_1", NOW) == StoredUser()
+        assert items(await store.fetch("u_2", NOW)) == ["a"]
+        assert await store.erase("u_1") == Erased(0, 0, 0)  # again: nothing, and no error
+        assert await store.erase("nobody") == Erased(0, 0, 0)
+
+    on_store(test)
+
+
+def test_events_after_an_erasure_are_those_of_a_new_user(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        event = click("a", NOW - 9_000)
+        await store.append([event])
+        await store.erase("u_1")
+        assert await store.append([event]) == AppendResult(1, 0)
+        assert items(await store.fetch("u_1", NOW)) == ["a"]
+
+    on_store(test)
+
+
+def test_the_same_user_of_another_tenant_is_another_user(on_store: Callable[[Test], None]) -> None:
+    async def test(store: UserStore) -> None:
+        for tenant, item in ((None, "a"), ("shop", "b")):
+            await store.append([click(item, NOW - 9_000)], tenant)
+            await store.put_profile("u_1", {"of": item}, tenant)
+        assert items(await store.fetch("u_1", NOW)) == items(await store.fetch("u_1", NOW, "main")) == ["a"]
+        assert await store.erase("u_1", "shop") == Erased(1, 1, 0)
+        assert await store.fetch("u_1", NOW, "shop") == StoredUser()
+        assert (await store.fetch("u_1", NOW)).attributes == {"of": "a"}
+
+    on_store(test)
+
+
+def test_a6_erasing_works_on_a_full_server_and_while_its_writes_are_given_up(url: str) -> None:
+    async def test() -> None:
+        client = command_client(url)
+        client.flushall()
+        store = RedisUserStore(replace(patient(url), breaker_failures=1, breaker_open_ms=60_000), clock=lambda: NOW)
+        try:
+            await store.append([click("a", NOW - 9_000)])
+            client.config_set("maxmemory", "1")
+            for _ in range(2):
+                with pytest.raises((StoreFull, StoreUnavailable)):
+                    await store.append([click("b", NOW - 9_000)])
+            assert await store.erase("u_1") == Erased(1, 0, 0)
+            store._erase_calls = store._write_calls  # the saboteur: one breaker for both
+            with pytest.raises(StoreUnavailable):
+                await store.erase("u_1")
+        finally:
+            client.config_set("maxmemory", "0")
+            client.close()
+            await store.close()
+
+    asyncio.run(test())
+
+
+def test_whatever_is_under_a_users_keys_goes_of_whatever_type(url: str) -> None:
+    async def test() -> None:
+        client = command_client(url)
+        client.flushall()
+        for suffix in USER_SUFFIXES:
+            client.lpush(user_key("main", "u_1", suffix), "x")
+        store = RedisUserStore(patient(url), clock=lambda: NOW)
+        assert await store.erase("u_1") == Erased(0, 1, 2)
+        assert client.keys("*") == []
+        await store.close()
+        client.close()
+
+    asyncio.run(test())
+
+
+def test_an_erasure_that_did_not_happen_is_not_acknowledged() -> None:
+    async def test() -> None:
+        store = RedisUserStore(StoreSettings("redis://127.0.0.1:9"))
+        with pytest.raises(StoreUnavailable):
+            await store.erase("u_1")
+        await store.close()
+
+    asyncio.run(test())

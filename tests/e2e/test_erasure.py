@@ -1,0 +1,185 @@
+"""Erasing a user of a service with a real store and a request log: nothing is left, and everyone else is."""
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from service.api_keys import SCOPES, add_key
+from service.contract.bundle import Bundle
+from service.embedded_store import embedded_store
+from service.redis_client import command_client
+from service.request_log import RequestLog
+from service.settings import Settings
+from service.user_store import RedisUserStore
+from tests.asgi_client import Client, opened
+from tests.small_bundle import write_small_bundle
+
+pytestmark = pytest.mark.e2e
+CANARY = "u-canary-7f3"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_small_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, embedded_store(Path(folder)) as url:
+        yield url
+
+
+@contextmanager
+def service(bundle: Bundle, url: str, folder: Path, keys: Path | None = None) -> Iterator[Client]:
+    client = command_client(url)
+    client.flushall()
+    client.close()
+    settings = Settings(
+        bundle_root=bundle.path, redis_url=SecretStr(url), request_log=folder / "ranked.ndjson", keys_file=keys,
+        redis_read_budget_ms=1000, redis_timeout_ms=5000, deadline_ms=300, max_deadline_ms=300,
+    )  # fmt: skip
+    with opened(settings) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranked")
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Bundle, url: str, folder: Path) -> Iterator[Client]:
+    with service(bundle, url, folder) as found:
+        yield found
+
+
+def click(user: str, item: str = "i8", ago_s: int = 5) -> dict[str, object]:
+    at = int(time.time() - ago_s) * 1000
+    return {"event_id": "1", "type": "click", "user": user, "item": item, "time": at}
+
+
+def everything(url: str, folder: Path) -> str:
+    """All keys and values of the store, and all files of the log."""
+    client = command_client(url)
+    found = [(key, client.dump(key)) for key in client.keys("*")]
+    client.close()
+    return str(found) + "".join(path.read_text() for path in folder.glob("ranked*"))
+
+
+def our_lines(caplog: pytest.LogCaptureFixture) -> str:
+    """What the service logged, without the lines of the client that these tests use."""
+    return str([(vars(record), record.getMessage()) for record in caplog.records if record.name.startswith("daian")])
+
+
+def n_used(client: Client, user: str, headers: dict[str, str] | None = None) -> int:
+    answer = client("POST", "/rank", json={"user": user, "trigger": "i0"}, headers=headers)
+    return int(answer.json()["behaviours"]["used"])
+
+
+def erase(client: Client, user: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    return client("DELETE", f"/v1/users/{quote(user, safe='')}", headers=headers)
+
+
+def test_g18_nothing_of_an_erased_user_is_left_and_the_receipt_has_no_id(
+    client: Client, url: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sent = [click(CANARY, f"i{n + 1}", 5 + n) for n in range(7)] + [click("other")]
+    assert client("POST", "/events", json={"events": sent}).json()["accepted"] == 8
+    assert [n_used(client, user) for user in (CANARY, CANARY, "other")] == [7, 7, 1]
+    first, again = erase(client, CANARY), erase(client, CANARY)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["erased"] == {"behaviours": 7, "profile": 0, "other_keys": 0, "log_rows": 2}
+    assert set(again.json()["erased"].values()) == {0}
+    assert first.json()["receipt"] != again.json()["receipt"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", first.json()["erased_at"])
+    left = everything(url, folder)
+    assert CANARY not in left + first.text + again.text
+    assert "other" in left
+    assert first.json()["receipt"] in our_lines(caplog)
+    assert CANARY not in our_lines(caplog)
+    assert [n_used(client, user) for user in (CANARY, "other")] == [0, 1]
+
+
+@pytest.mark.parametrize("where", ["store", "log"])
+def test_g18_a_part_that_is_forgotten_is_seen(
+    client: Client, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async def nothing(*_: object) -> int:
+        return 0
+
+    user = f"u-left-in-{where}"
+    client("POST", "/events", json={"events": [click(user)]})
+    n_used(client, user)
+    if where == "store":
+
+        async def forgets_one(store: RedisUserStore, keys: list[str]) -> list[object]:
+            return [await store.writes.zremrangebyrank(f"{keys[0]}:other", 0, -1), 0, 0, 0]
+
+        monkeypatch.setattr(RedisUserStore, "_erase", forgets_one)
+    else:
+        monkeypatch.setattr(RequestLog, "erase", nothing)
+    assert erase(client, user).status_code == 200
+    time.sleep(0.2)
+    assert user in everything(url, folder)
+
+
+def test_events_that_arrive_afterwards_count_as_new(client: Client) -> None:
+    body = {"events": [click("u-new")]}
+    counts = [client("POST", "/events", json=body).json() for _ in range(2)]
+    assert [(one["accepted"], one["duplicates"]) for one in counts] == [(1, 0), (0, 1)]
+    erase(client, "u-new")
+    assert client("POST", "/events", json=body).json()["accepted"] == 1
+    assert n_used(client, "u-new") == 1
+
+
+@pytest.mark.parametrize("user", ["a/b", "a//b/", "a?b#c", "é", "100%", "{x}:b", "*", "日本", "a b", "/"])
+def test_odd_ids_are_erased_and_nobody_else(client: Client, user: str) -> None:
+    client("POST", "/events", json={"events": [click(user), click("bystander")]})
+    assert erase(client, user).json()["erased"]["behaviours"] == 1
+    assert n_used(client, user) == 0
+    assert n_used(client, "bystander") > 0
+
+
+@pytest.mark.parametrize("raw", ["", "%00", "%FF", "%ED%A0%80", "x" * 129])
+def test_what_cannot_be_a_user_is_refused_and_not_repeated(client: Client, raw: str) -> None:
+    answer = client("DELETE", f"/v1/users/{raw}")
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert answer.json()["instance"] == "/v1/users/{id}"
+    assert not raw or raw not in answer.text
+
+
+def test_one_tenant_can_neither_see_nor_erase_the_users_of_another(bundle: Bundle, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    shop, rival = ({"x-api-key": add_key(file, name, "all", list(SCOPES)).text} for name in ("shop", "rival"))
+    with service(bundle, url, tmp_path, file) as client:
+        for headers, items in ((shop, ["i8"]), (rival, ["i3", "i4"])):
+            events = [click("u1", item) for item in items]
+            assert client("POST", "/events", json={"events": events}, headers=headers).json()["accepted"] == len(items)
+        assert [n_used(client, "u1", headers) for headers in (shop, rival)] == [1, 2]
+        assert erase(client, "u1").status_code == 401
+        assert erase(client, "u1", shop).json()["erased"]["behaviours"] == 1
+        assert [n_used(client, "u1", headers) for headers in (shop, rival)] == [0, 2]
+        ranked = [json.loads(line) for line in (tmp_path / "ranked.rival.ndjson").read_text().splitlines()]
+        assert ranked[0]["user"] == {"user": "u1"}
+
+
+def test_an_erasure_without_a_store_is_a_503_that_says_nothing(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = Settings(bundle_root=bundle.path, redis_url=SecretStr("redis://127.0.0.1:9"))
+    with opened(settings) as client:
+        answer = erase(client, CANARY)
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert CANARY not in answer.text + our_lines(caplog)
