@@ -8,38 +8,41 @@ starting.
 import asyncio
 import contextlib
 import logging
-import math
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from service.admission import Admission
+from service.api.admin import admin_router, listener_router
 from service.api.exchange import Exchange, endpoint
 from service.api.gate import Gate
 from service.api.openapi import with_components
 from service.api.parts import Health, Parts
 from service.api.routes import router
 from service.api_keys import KeyRing
+from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError
-from service.contract.rules import HistoryRules
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
-from service.prerank import PrerankPlan
 from service.quotas import TenantQuotas
 from service.redis_client import StoreSettings
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
-from service.runtime import RuntimeSwitch, Shared, bundle_to_open, open_runtime
-from service.settings import Settings, SettingsError, read_settings, variable
+from service.runtime import RuntimeSwitch, Shared
+from service.settings import Settings, read_settings, variable
 from service.user_store import MemoryUserStore, RedisUserStore, UserStore
 
 HEARTBEAT_S = 0.1
@@ -49,11 +52,29 @@ TITLE = "daian"
 _log = logging.getLogger("daian.app")
 
 
-def create_app_from_environment() -> FastAPI:
-    """The app of one uvicorn worker."""
+def create_app_from_environment() -> "FastAPI | ByPort":
+    """The app of one uvicorn worker; two of them on one set of parts when there is an admin port."""
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
-    return create_app(settings, drains=True)
+    app = create_app(settings, drains=True)
+    return app if settings.admin_port is None else ByPort(app, create_admin_app(app.state.parts), settings.admin_port)
+
+
+class ByPort:
+    """One process, two listening sockets: whoever came in at the admin port sees the admin app, all others the public.
+
+    The port is the listening socket's own, which no header can change.
+    """
+
+    def __init__(self, public: ASGIApp, admin: ASGIApp, admin_port: int) -> None:
+        self._public = public
+        self._admin = admin
+        self._admin_port = admin_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        server = scope.get("server")
+        is_admin = scope["type"] == "http" and server is not None and server[1] == self._admin_port
+        await (self._admin if is_admin else self._public)(scope, receive, send)
 
 
 def create_app(settings: Settings, store: UserStore | None = None, drains: bool = False) -> FastAPI:
@@ -68,15 +89,30 @@ def create_app(settings: Settings, store: UserStore | None = None, drains: bool 
         async with running(parts):
             if drains:
                 drain_on_sigterm(parts.health, settings.drain_s)
+                swap_on_sighup(parts.swap)
             yield
 
+    routers = [router(parts)]
+    if settings.admin_port is None and settings.keys_file is not None:
+        routers.append(admin_router(parts))  # without a port of its own only where a key is asked for
+    app = _app_of(parts, routers, lifespan)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def create_admin_app(parts: Parts) -> FastAPI:
+    """The app of the admin port, on the parts of the public one, which opens and closes them."""
+    return _app_of(parts, [listener_router(parts)])
+
+
+def _app_of(parts: Parts, routers: list[APIRouter], lifespan: Lifespan[FastAPI] | None = None) -> FastAPI:
     app = FastAPI(
         title=TITLE, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.parts = parts
-    app.include_router(router(parts))
+    for one in routers:
+        app.include_router(one)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -84,12 +120,16 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
     """Everything that needs no event loop and no file."""
     metrics = Metrics()
     key = settings.id_hash_key
+    switch, store = RuntimeSwitch(metrics), store or make_store(settings, metrics)
+    admission = Admission(settings.scorer_concurrency, metrics, use_one_thread, settings.deadline_ms / 1000)
+    shared = Shared(store, admission, RequestLog(settings.request_log, metrics), metrics)
     return Parts(
         settings=settings,
-        switch=RuntimeSwitch(metrics),
-        store=store or make_store(settings, metrics),
-        admission=Admission(settings.scorer_concurrency, metrics, use_one_thread, settings.deadline_ms / 1000),
-        request_log=RequestLog(settings.request_log, metrics),
+        switch=switch,
+        swap=BundleSwap(settings, shared, switch),
+        store=store,
+        admission=admission,
+        request_log=shared.request_log,
         metrics=metrics,
         hash_user=UserHasher(key.get_secret_value().encode() if key else None),
         gate=Gate(KeyRing(settings.keys_file), make_quotas(settings, metrics)),
@@ -161,64 +201,23 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     """Opens the bundle and the log, keeps the heartbeat, and closes everything in the opposite order."""
     _open_gate(parts.gate)
     parts.request_log.open()
-    heartbeat = asyncio.create_task(_heartbeat(parts))
-    keys = asyncio.create_task(_watch_keys(parts.gate))
+    tasks = [asyncio.create_task(_heartbeat(parts)), asyncio.create_task(_watch_keys(parts.gate))]
     try:
         try:
-            await asyncio.to_thread(load_bundle, parts)
+            await parts.swap.start()
         except BundleError as error:
             _log.error("bundle refused: %s", error)  # the traceback that follows hides it
             raise
+        tasks.append(asyncio.create_task(parts.swap.follow()))
         yield
     finally:
-        heartbeat.cancel()
-        keys.cancel()
-        await asyncio.gather(heartbeat, keys, return_exceptions=True)
+        parts.swap.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         parts.admission.close()
         parts.request_log.close()
         await parts.store.close()
-
-
-def load_bundle(parts: Parts) -> None:
-    """Opens the bundle that the settings name and makes it live. Raises BundleError, and changes nothing, when it
-    cannot.
-    """
-    settings = parts.settings
-    if settings.bundle_root is None:
-        raise BundleError("DAIAN_BUNDLE_ROOT is not set: name a folder that `daian export` wrote")
-    shared = Shared(parts.store, parts.admission, parts.request_log, parts.metrics)
-    path = bundle_to_open(settings.bundle_root)
-    if path.parent.name != settings.bundle_name:
-        raise BundleError(
-            f"{path} is not a bundle of {settings.bundle_name!r}: set DAIAN_BUNDLE_NAME, or promote another"
-        )
-    runtime = open_runtime(path, shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
-    _check_kept(runtime.encoder.rules, settings)
-    parts.switch.replace(runtime)
-    _log.info("bundle live", extra={"fields": {"model": runtime.label}})
-
-
-def prerank_plan(settings: Settings) -> PrerankPlan | None:
-    """What the settings say of the pre-ranker; None when it is off. Raises SettingsError when it would cut nothing."""
-    if settings.prerank == "off":
-        return None
-    if settings.prerank_keep >= settings.prerank_recall:
-        raise SettingsError(
-            f"{variable('prerank_keep')} is {settings.prerank_keep} of {settings.prerank_recall} recalled, so nothing "
-            f"would be cut: keep less, or set {variable('prerank')} to off"
-        )
-    return PrerankPlan(settings.prerank_recall, settings.prerank_keep)
-
-
-def _check_kept(rules: HistoryRules, settings: Settings) -> None:
-    """A store that keeps less than the history the network was trained on would change tensors without a word."""
-    days = math.ceil(max(rules.window_s, rules.related_window_s) / 86_400)
-    wanted = {"behaviours_keep": rules.kept, "behaviours_window_days": days}
-    short = [
-        f"{variable(name)} to {least} or more" for name, least in wanted.items() if getattr(settings, name) < least
-    ]
-    if short:
-        raise BundleError(f"the bundle's history rules want more than the store keeps: set {' and '.join(short)}")
 
 
 def drain_on_sigterm(health: Health, drain_s: float) -> None:
@@ -238,6 +237,14 @@ def drain_on_sigterm(health: Health, drain_s: float) -> None:
         loop.call_soon_threadsafe(loop.call_later, drain_s, stop, number, frame)
 
     signal.signal(signal.SIGTERM, drain)
+
+
+def swap_on_sighup(swap: BundleSwap) -> None:
+    """SIGHUP looks at the pointer now. A worker that moved it says so to the supervisor, who passes it on to all."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, swap.wake)
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None and supervisor.pid is not None:
+        swap.tell_others = partial(os.kill, supervisor.pid, signal.SIGHUP)
 
 
 async def _heartbeat(parts: Parts) -> None:

@@ -358,7 +358,9 @@ def _point_to(root: Path, path: Path) -> int:
 
     verify(path, Settings())
     point_to(root, read_bundle(path))
-    print(f"current: {path.parent.name}@{path.name}; services take it at their next start")
+    print(
+        f"current: {path.parent.name}@{path.name}; services that follow this folder take it within DAIAN_BUNDLE_POLL_S"
+    )
     return 0
 
 

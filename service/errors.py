@@ -10,10 +10,11 @@ what to do. Nothing in this file logs, counts or answers.
         ├── BadRequest              400  ├── MalformedJson           400
         ├── Unauthenticated         401  ├── ForbiddenScope          403
         ├── NotFound                404  ├── MethodNotAllowed        405
+        ├── VersionConflict         409  ├── BundleStoreReadOnly     409
         ├── BodyTooLarge            413  ├── UnsupportedMediaType    415
         ├── UnsupportedEncoding     415  ├── HeadersTooLarge         431
         ├── ValidationFailed        422  ├── UnknownField            422
-        ├── CandidatesLimit         422
+        ├── CandidatesLimit         422  ├── BundleRefused           422
         ├── ModelFailed             500  (never reaches a caller: the ranker degrades)
         └── Busy                    503, with a time after which to come back
             ├── TenantQuota         429
@@ -95,6 +96,18 @@ class ModelFailed(ServiceError):
     """A graph raised at run time. The ranker answers without the network."""
 
 
+class VersionConflict(ServiceError):
+    """Another version is live than the caller thought."""
+
+
+class BundleStoreReadOnly(ServiceError):
+    """The pointer `current` cannot be moved from this process."""
+
+
+class BundleRefused(ServiceError):
+    """A bundle that failed its trial. The message names the file and the reason; operators alone may ask."""
+
+
 class Busy(ServiceError):
     """The caller did nothing wrong and may come back after `retry_after_ms`."""
 
@@ -150,6 +163,8 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     ForbiddenScope: Verdict(403, "forbidden_scope", "This key may not do that"),
     NotFound: Verdict(404, "not_found", "Not found"),
     MethodNotAllowed: Verdict(405, "method_not_allowed", "Method not allowed"),
+    VersionConflict: Verdict(409, "version_conflict", "Another version is live"),
+    BundleStoreReadOnly: Verdict(409, "bundle_store_read_only", "The pointer cannot be moved from here"),
     BodyTooLarge: Verdict(413, "body_too_large", "Body too large"),
     UnsupportedMediaType: Verdict(415, "unsupported_media_type", "Unsupported media type"),
     UnsupportedEncoding: Verdict(415, "unsupported_encoding", "Compressed bodies are not supported"),
@@ -158,6 +173,7 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     UnknownField: Verdict(422, "unknown_field", "Unknown field"),
     CandidatesLimit: Verdict(422, "candidates_limit", "Too many candidates"),
     TenantQuota: Verdict(429, "tenant_quota", "Too many requests"),
+    BundleRefused: Verdict(422, "bundle_refused", "The bundle failed its trial"),
     Overloaded: Verdict(503, "overloaded", "Too busy to answer in time"),
     DeadlineExceeded: Verdict(503, "deadline_exceeded", "The deadline passed in the queue"),
     Draining: Verdict(503, "draining", "Shutting down"),

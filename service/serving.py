@@ -25,6 +25,16 @@ KEEP_ALIVE_S = 75
 BACKLOG = 2048
 
 
+class Supervisor(Multiprocess):
+    """uvicorn's parent of the workers, for which SIGHUP means a look at the bundle instead of new processes."""
+
+    def handle_hup(self) -> None:
+        """Passes the signal on. A worker that still starts would die of it, and reads the pointer anyway."""
+        for process in self.processes:
+            if process.pid is not None and process.is_ready(timeout=1):
+                os.kill(process.pid, signal.SIGHUP)
+
+
 class AnnouncingServer(uvicorn.Server):
     """A uvicorn server that says where it is once it answers."""
 
@@ -85,16 +95,23 @@ def announce(listening: socket.socket) -> None:
 
 
 def _listen(settings: Settings) -> int:
+    sockets = []
+    if settings.admin_port is not None:
+        admin = server_config(settings.model_copy(update={"host": settings.admin_host, "port": settings.admin_port}))
+        sockets.append(admin.bind_socket())
+        os.environ[variable("admin_port")] = str(sockets[0].getsockname()[1])  # the workers tell by it who asks
     config = server_config(settings)
     listening = config.bind_socket()
+    sockets.insert(0, listening)
     if settings.workers > 1:
         announce(listening)
-        Multiprocess(config, sockets=[listening]).run()
+        Supervisor(config, sockets=sockets).run()
         return 0
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the app listens to it
     # uvicorn raises the signal that stopped it once more at its end: an orderly stop exits with 0.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     server = AnnouncingServer(config)
-    server.run([listening])
+    server.run(sockets)
     return 0 if server.started else 3
 
 

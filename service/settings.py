@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     # server
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    admin_host: str = Field("127.0.0.1", description="address of the admin port")
+    admin_port: int | None = Field(None, ge=0, le=65535, description="port of metrics and admin calls; none if unset")
     workers: int = Field(1, ge=1, le=256, description="processes; workers times scorer concurrency should be the cores")
     drain_s: float = Field(3.0, ge=0, le=60, description="not ready, but still serving, for so long before the stop")
     grace_s: float = Field(5.0, ge=0, le=60, description="time for requests in flight after the drain")
@@ -112,6 +114,9 @@ class Settings(BaseSettings):
     # model
     bundle_root: Path | None = Field(None, description="folder with the bundles and the pointer `current`")
     bundle_name: str = Field("daian", description="which model of the bundle root")
+    bundle_poll_s: float = Field(5.0, ge=0, le=3600, description="how often to look at `current`; 0: only when told")
+    bundle_keep_loaded: int = Field(2, ge=1, le=2, description="2 keeps the bundle before open, to go back at once")
+    bundle_trial_s: float = Field(120.0, ge=1, le=3600, description="longest first load of a new bundle, in its child")
     ort_threads: int = Field(1, ge=1, le=64, description="threads of one ONNX Runtime call")
     scorer_concurrency: int = Field(default_factory=usable_cores, ge=1, le=256, description="requests computed at once")
     chunk: int = Field(256, ge=1, le=10_000, description="candidates scored between two looks at the clock")

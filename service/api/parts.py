@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from service.admission import Admission
 from service.api.gate import Gate
+from service.bundle_swap import BundleSwap
 from service.metrics import Metrics, UserHasher
 from service.request_log import RequestLog
 from service.runtime import RuntimeSwitch
@@ -35,6 +36,7 @@ class Parts:
 
     settings: Settings
     switch: RuntimeSwitch
+    swap: BundleSwap
     store: UserStore
     admission: Admission
     request_log: RequestLog

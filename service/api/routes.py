@@ -69,7 +69,8 @@ def router(parts: Parts) -> APIRouter:
     add("GET", "/v1/models", models, needed="any")
     add("GET", "/v1/models/{name}/versions/{version}", manifest, needed="any")
     add("GET", "/v1/limits", limits, needed="any")
-    add("GET", "/metrics", metrics, needed="admin")
+    if parts.settings.admin_port is None:  # else it is on that port
+        add("GET", "/metrics", metrics, needed="admin")
     if parts.settings.docs == "on":
         add("GET", "/openapi.json", openapi_json)
         add("GET", "/docs", docs_page)
@@ -269,8 +270,6 @@ def _user_of_path(exchange: Exchange) -> str:
         ) from error
 
 
-
-
 async def livez(exchange: Exchange) -> Response:
     """200 while the event loop runs."""
     return exchange.answer({"status": "alive"})
@@ -295,14 +294,16 @@ async def models(exchange: Exchange) -> Response:
     switch = exchange.parts.switch
     if not switch.is_loaded:
         return exchange.answer({"models": []})
-    runtime = switch.live
-    version = {
-        "version": runtime.bundle.version,
-        "state": "live",
-        "loaded_since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(runtime.loaded_at)),
-        "traffic": 1.0,
-    }
-    return exchange.answer({"models": [{"name": runtime.bundle.name, "versions": [version]}]})
+    live, previous = switch.live, switch.previous
+    versions = [_version(live, "live", 1.0)]
+    if previous is not None:
+        versions.append(_version(previous, "previous", 0.0))
+    return exchange.answer({"models": [{"name": live.bundle.name, "versions": versions}]})
+
+
+def _version(runtime: Runtime, state: str, traffic: float) -> dict[str, object]:
+    loaded_since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(runtime.loaded_at))
+    return {"version": runtime.bundle.version, "state": state, "loaded_since": loaded_since, "traffic": traffic}
 
 
 async def manifest(exchange: Exchange) -> Response:

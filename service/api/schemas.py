@@ -144,6 +144,19 @@ class EventsRequest(_Body):
     events: list[Any] = Field(max_length=MAX_EVENTS, description="BehaviourEvent objects")
 
 
+class PromoteRequest(_Body):
+    """Which version is to answer; `if_live` refuses the call when another one than you think does now."""
+
+    version: Id
+    if_live: Id | None = None
+
+
+class RollbackRequest(_Body):
+    """Back to the version before."""
+
+    if_live: Id | None = None
+
+
 class ModelName(BaseModel):
     """Which model answered."""
 
@@ -256,6 +269,7 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
     retry_after_ms: int | None = None
 
+
 class ErasedCounts(BaseModel):
     """What was there and is no more."""
 
@@ -274,6 +288,5 @@ class ErasedResponse(BaseModel):
     took_ms: float
 
 
-
-_ALL = (RankRequest, GivenBehaviour, BehaviourEvent, EventsRequest)
+_ALL = (RankRequest, GivenBehaviour, BehaviourEvent, EventsRequest, PromoteRequest, RollbackRequest)
 FIELD_NAMES: frozenset[str] = frozenset(name for model in _ALL for name in model.model_fields)

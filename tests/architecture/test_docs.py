@@ -8,6 +8,7 @@ import re
 import pytest
 from fastapi.routing import APIRoute
 
+from service.api.admin import admin_router
 from service.api.routes import router
 from service.api.schemas import RankResponse
 from service.app import make_parts
@@ -66,7 +67,8 @@ def test_every_error_code_is_documented(code: str) -> None:
 
 def routes() -> list[str]:
     """`METHOD path` of everything that the service answers to, hidden routes included."""
-    known = router(make_parts(Settings())).routes
+    parts = make_parts(Settings())
+    known = [*router(parts).routes, *admin_router(parts).routes]
     return sorted(
         f"{method} {route.path_format}" for route in known if isinstance(route, APIRoute) for method in route.methods
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.contract.bundle import Bundle
+from service.contract.bundle import Bundle, point_to, read_bundle
 from tests.small_bundle import item_ids, write_small_bundle
 
 pytestmark = pytest.mark.e2e
@@ -35,12 +35,13 @@ class Served:
 
 
 @contextmanager
-def serving(bundle: Bundle, folder: Path, **settings: str) -> Iterator[Served]:
+def serving(bundle: Bundle | Path, folder: Path, **settings: str) -> Iterator[Served]:
     """Starts the command on a free port and waits until it says where it is."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAIAN_")}
     environment |= {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    root = bundle if isinstance(bundle, Path) else bundle.path
     code = "import sys; from service.commands import serve; from pathlib import Path; "
-    code += f"sys.exit(serve(Path({str(bundle.path)!r}), store_folder=Path({str(folder / 'store')!r})))"
+    code += f"sys.exit(serve(Path({str(root)!r}), store_folder=Path({str(folder / 'store')!r})))"
     # A file, not a pipe: nobody would read the pipe, and a full one stops the service at its next log line.
     log = folder / "service.log"
     with log.open("w") as output:
@@ -151,6 +152,73 @@ def test_d3_without_the_drain_the_door_is_shut_at_once(bundle: Bundle, tmp_path:
         time.sleep(0.6)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{found.client.base_url}/readyz", timeout=2)
+
+
+STALLED = b"content-length: 50\r\n\r\n{"
+
+
+def stopped_after_s(found: Served, limit_s: float) -> float | None:
+    """Seconds from SIGTERM to the end, with a body under way that never comes; None when it takes longer than that."""
+    address = (found.client.base_url.host, found.client.base_url.port or 80)
+    with socket.create_connection(address, timeout=60) as stalled:
+        stalled.sendall(HEAD + STALLED)
+        time.sleep(0.3)
+        started_s = time.monotonic()
+        found.process.send_signal(signal.SIGTERM)
+        try:
+            found.process.wait(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return time.monotonic() - started_s
+
+
+def test_d3_a_stalled_body_does_not_hold_the_process(bundle: Bundle, tmp_path: Path) -> None:
+    patient = {"DAIAN_RECEIVE_TIMEOUT_S": "60", "DAIAN_DRAIN_S": "0.5", "DAIAN_GRACE_S": "1"}
+    with serving(bundle, tmp_path, **patient) as found:
+        assert stopped_after_s(found, 20) is not None
+        assert found.process.returncode == 0
+
+
+def test_d3_without_an_end_to_the_grace_it_would(bundle: Bundle, tmp_path: Path) -> None:
+    patient = {"DAIAN_RECEIVE_TIMEOUT_S": "60", "DAIAN_DRAIN_S": "0.5", "DAIAN_GRACE_S": "60"}
+    with serving(bundle, tmp_path, **patient) as found:
+        assert stopped_after_s(found, 8) is None
+        found.process.kill()
+
+
+def versions_of(found: Served) -> str:
+    return str(httpx.get(f"{found.client.base_url}/readyz?verbose", timeout=20).json().get("bundle"))
+
+
+def test_c7_sighup_reaches_every_worker_and_the_pointer_is_followed(tmp_path: Path) -> None:
+    write_small_bundle(tmp_path / "bundles", version="v1")
+    root = write_small_bundle(tmp_path / "bundles", version="v2").path.parent.parent
+    point_to(root, read_bundle(root / "daian/v1"))
+    settings = {"DAIAN_WORKERS": "2", "DAIAN_BUNDLE_POLL_S": "0"}
+    with serving(root, tmp_path, **settings) as found:
+        point_to(root, read_bundle(root / "daian/v2"))
+        found.process.send_signal(signal.SIGHUP)
+        until = time.monotonic() + START_S
+        while {versions_of(found) for _ in range(12)} != {"daian@v2"}:
+            assert time.monotonic() < until, "a worker stayed with the old bundle"
+            time.sleep(0.3)
+        assert found.process.poll() is None
+
+
+def test_the_admin_port_swaps_and_the_public_port_does_not(tmp_path: Path) -> None:
+    write_small_bundle(tmp_path / "bundles", version="v1")
+    root = write_small_bundle(tmp_path / "bundles", version="v2").path.parent.parent
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {"DAIAN_ADMIN_PORT": str(port), "DAIAN_BUNDLE_POLL_S": "0"}
+    with serving(root, tmp_path, **settings) as found:
+        admin, call = f"http://127.0.0.1:{port}", "/v1/admin/models/daian:rollback"
+        assert found.client.post(call).status_code == 404
+        assert found.client.get("/metrics").status_code == 404
+        answer = httpx.post(f"{admin}{call}", timeout=60)
+        assert (answer.status_code, answer.json()["version"]) == (200, "v1")
+        assert found.rank(trigger="i0").json()["model"]["version"] == "v1"
+        assert 'daian_bundle_info{name="daian",variant="live",version="v1"} 1.0' in httpx.get(f"{admin}/metrics").text
 
 
 def test_two_workers_share_one_port_and_their_counters(bundle: Bundle, tmp_path: Path) -> None:

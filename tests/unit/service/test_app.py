@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.app import load_bundle, make_parts
+from service.app import make_parts
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
 from service.settings import Settings
@@ -10,7 +10,7 @@ from service.settings import Settings
 
 def test_the_named_bundle_becomes_live(bundle: Bundle) -> None:
     parts = make_parts(Settings(bundle_root=bundle.path))
-    load_bundle(parts)
+    parts.swap.open_first()
     assert parts.switch.live.label == "daian@v1"
 
 
@@ -21,7 +21,7 @@ def test_without_it_nothing_is_live_and_the_setting_is_named(
     root = {"bundle_root": bundle.path} if settings else {}
     parts = make_parts(Settings(**root, **settings))
     with pytest.raises(BundleError, match=message):
-        load_bundle(parts)
+        parts.swap.open_first()
     assert not parts.switch.is_loaded
 
 
@@ -35,5 +35,5 @@ def test_a_store_that_keeps_less_than_the_history_rules_want_is_refused(
 ) -> None:
     parts = make_parts(Settings(bundle_root=bundle.path, **settings))  # type: ignore[arg-type]
     with pytest.raises(BundleError, match=message):
-        load_bundle(parts)
+        parts.swap.open_first()
     assert not parts.switch.is_loaded

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service import prerank, runtime
-from service.app import prerank_plan
+from service.bundle_swap import prerank_plan
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
 from service.contract.requests import RequestBatch

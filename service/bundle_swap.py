@@ -1,0 +1,303 @@
+"""BundleSwap: keeps the bundle that answers in line with the pointer `current`, one swap at a time.
+
+Made by `app.py`, which lets `follow` run and wakes it on SIGHUP; the admin endpoints call `promote` and `rollback`. A
+new bundle is tried in a child process, opened beside the old one in a thread of its own, and only then takes its place.
+Whatever goes wrong is logged with file and reason, and changes nothing: the old bundle serves on. What was refused is
+not looked at again before it, or the pointer, has changed.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from service.bundle_trial import Trial, TrialPlan, check_room
+from service.contract.bundle import is_version, list_bundles, list_files, point_to, read_pointer
+from service.contract.errors import BundleError, DaianError
+from service.contract.rules import HistoryRules
+from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, VersionConflict
+from service.prerank import PrerankPlan
+from service.retriever import use_one_thread
+from service.runtime import Runtime, RuntimeSwitch, Shared, bundle_to_open, open_runtime
+from service.settings import Settings, SettingsError, variable
+
+Result = TypeVar("Result")
+_log = logging.getLogger("daian.bundle")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A bundle that somebody wants live: where it is, and the hash of its manifest."""
+
+    path: Path
+    digest: str
+
+    def is_open_in(self, runtime: Runtime | None) -> bool:
+        return runtime is not None and (runtime.bundle.path, runtime.bundle.digest) == (self.path, self.digest)
+
+
+class BundleSwap:
+    """Opens bundles behind one switch."""
+
+    def __init__(self, settings: Settings, shared: Shared, switch: RuntimeSwitch, trial: Trial | None = None) -> None:
+        plan = TrialPlan(settings.chunk, settings.ort_threads, settings.bundle_trial_s)
+        self._settings = settings
+        self._shared = shared
+        self._switch = switch
+        self._trial = trial or Trial(plan)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daian-swap", initializer=use_one_thread)
+        self._turn = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._refused: tuple[object, ...] | None = None
+        self._closed = False
+        self.tell_others: Callable[[], None] = lambda: None  # other workers of this service, when the pointer has moved
+
+    # --- from the event loop ------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """`open_first` in the thread."""
+        await self._run(self.open_first)
+
+    async def follow(self) -> None:
+        """Looks at the pointer every `DAIAN_BUNDLE_POLL_S` and when woken, until cancelled."""
+        while True:
+            was_woken = await self._next_look()
+            async with self._turn:
+                with contextlib.suppress(BundleError):  # already told
+                    await self._run(partial(self._catch_up, was_woken))
+
+    def wake(self) -> None:
+        """Looks at the pointer now, and again at what was refused. For SIGHUP."""
+        self._woken.set()
+
+    async def promote(self, version: str, if_live: str | None = None) -> Runtime:
+        """Makes a version of the folder live and current. Nothing changes unless all of it succeeds.
+
+        Raises NotFound, VersionConflict when another version than `if_live` is live, BundleRefused with file and
+        reason, BundleStoreReadOnly when the pointer cannot be moved.
+        """
+        async with self._turn:
+            self._expect(if_live)
+            runtime = await self._run(lambda: self._promote(self._named(version)))
+        self.tell_others()
+        return runtime
+
+    async def rollback(self, if_live: str | None = None) -> Runtime:
+        """As `promote`, to the bundle that was live before; else to the version before by name. Raises NotFound too."""
+        async with self._turn:
+            self._expect(if_live)
+            runtime = await self._run(lambda: self._promote(self._before()))
+        self.tell_others()
+        return runtime
+
+    def close(self) -> None:
+        """Ends a trial under way and lets go of the thread. Idempotent."""
+        self._closed = True
+        self._trial.stop()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _next_look(self) -> bool:
+        """Waits for the next look at the pointer; True when somebody asked for it."""
+        every_s = self._settings.bundle_poll_s or None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._woken.wait(), every_s)
+        was_woken = self._woken.is_set()
+        self._woken.clear()
+        return was_woken
+
+    def _expect(self, version: str | None) -> None:
+        live = self._switch.live.bundle.version
+        if version is not None and version != live:
+            raise VersionConflict(f"the live version is {live}: look again before you change it")
+
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def open_first(self) -> None:
+        """Opens the bundle that the settings name. Raises BundleError when it cannot: there is nothing to serve with.
+
+        Not in a child: there is nothing to protect yet, and the service is to be ready soon.
+        """
+        runtime = self._opened(bundle_to_open(bundle_root(self._settings)), is_first=True)
+        self._switch.replace(runtime)
+        _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+    def _catch_up(self, again: bool) -> None:
+        """Brings the pointer's bundle to life unless it lives, or was refused as it is and nobody asks again."""
+        root = bundle_root(self._settings)
+        if not _is_folder_of_bundles(root):
+            return
+        target = None
+        try:
+            target = _Target(*read_pointer(root))
+            if target.is_open_in(self._switch.live):
+                self._refused = None
+                return
+            if not again and self._refused == _state(root, target):
+                return
+            self._put_live(self._made_live(target))
+        except Exception as error:
+            state = _state(root, target)
+            if again or state != self._refused:
+                self._refuse(error, target)
+            self._refused = state
+            raise BundleError(str(error)) from error
+
+    def _promote(self, path: Path) -> Runtime:
+        root = bundle_root(self._settings)
+        if not path.is_dir():
+            raise NotFound("no such version in the bundle root: `daian bundle list` shows them")
+        try:
+            runtime = self._made_live(self._target(path))
+        except Exception as error:
+            self._refuse(error, None)
+            raise BundleRefused(str(error)) from error
+        try:
+            point_to(root, runtime.bundle)
+        except OSError as error:
+            raise BundleStoreReadOnly(
+                f"the pointer cannot be moved from here ({error.strerror}): promote where bundles are written"
+            ) from error
+        self._put_live(runtime)
+        return runtime
+
+    def _target(self, path: Path) -> _Target:
+        for runtime in (self._switch.previous, self._switch.live):
+            if runtime is not None and runtime.bundle.path == path:
+                return _Target(path, runtime.bundle.digest)
+        return _Target(path, "")
+
+    def _made_live(self, target: _Target) -> Runtime:
+        """A runtime of the target: one that is open already, or a new one after its trial."""
+        for runtime in (self._switch.live, self._switch.previous):
+            if runtime is not None and target.is_open_in(runtime):
+                return runtime
+        self._check_name(target.path)
+        self._make_room(target.path)
+        try:
+            self._trial.run(target.path)
+        except BundleError:
+            self._shared.metrics.bundle_loads.labels("refused").inc()
+            raise
+        return self._opened(target.path, is_first=False)
+
+    def _make_room(self, path: Path) -> None:
+        """Lets go of the bundle before when a third one would be too much; whether that helps, the trial says."""
+        try:
+            check_room(path)
+        except BundleError:
+            self._switch.forget_previous()
+            give_memory_back()
+
+    def _put_live(self, runtime: Runtime) -> None:
+        if runtime is self._switch.live:
+            return
+        self._switch.replace(runtime)
+        if self._settings.bundle_keep_loaded < 2:
+            self._switch.forget_previous()
+        self._refused = None
+        give_memory_back()
+        _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+    def _refuse(self, error: Exception, target: _Target | None) -> None:
+        if self._closed:  # the trial was ended, not the bundle's fault
+            return
+        fields = {"reason": str(error), "error": type(error).__name__, "live": self._switch.live.label}
+        if target is not None:
+            fields["refused"] = f"{target.path.parent.name}@{target.path.name}"
+        _log.error("bundle refused", extra={"fields": fields})
+
+    def _opened(self, path: Path, is_first: bool) -> Runtime:
+        settings = self._settings
+        self._check_name(path)
+        runtime = open_runtime(
+            path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings), is_first
+        )
+        check_kept(runtime.encoder.rules, settings)
+        return runtime
+
+    def _check_name(self, path: Path) -> None:
+        if path.parent.name != self._settings.bundle_name:
+            raise BundleError(
+                f"{path} is not a bundle of {self._settings.bundle_name!r}: set DAIAN_BUNDLE_NAME, or promote another"
+            )
+
+    def _named(self, version: str) -> Path:
+        root = bundle_root(self._settings)
+        if not _is_folder_of_bundles(root):
+            raise BundleStoreReadOnly("this service was started on one bundle, not on a folder of bundles")
+        if not is_version(version):
+            raise NotFound("no such version in the bundle root: `daian bundle list` shows them")
+        return root / self._settings.bundle_name / version
+
+    def _before(self) -> Path:
+        live, previous = self._switch.live.bundle, self._switch.previous
+        if previous is not None:
+            return self._named(previous.bundle.version)
+        root = bundle_root(self._settings)
+        older = [path for path in list_bundles(root) if path.parent == live.path.parent and path.name < live.version]
+        if not older:
+            raise NotFound("there is no version before the live one: promote another")
+        return self._named(older[-1].name)
+
+
+def bundle_root(settings: Settings) -> Path:
+    """The folder that the settings name. Raises BundleError when they name none."""
+    if settings.bundle_root is None:
+        raise BundleError("DAIAN_BUNDLE_ROOT is not set: name a folder that `daian export` wrote")
+    return settings.bundle_root
+
+
+def prerank_plan(settings: Settings) -> PrerankPlan | None:
+    """What the settings say of the pre-ranker; None when it is off. Raises SettingsError when it would cut nothing."""
+    if settings.prerank == "off":
+        return None
+    if settings.prerank_keep >= settings.prerank_recall:
+        raise SettingsError(
+            f"{variable('prerank_keep')} is {settings.prerank_keep} of {settings.prerank_recall} recalled, so nothing "
+            f"would be cut: keep less, or set {variable('prerank')} to off"
+        )
+    return PrerankPlan(settings.prerank_recall, settings.prerank_keep)
+
+
+def check_kept(rules: HistoryRules, settings: Settings) -> None:
+    """A store that keeps less than the history the network was trained on would change tensors without a word."""
+    days = math.ceil(max(rules.window_s, rules.related_window_s) / 86_400)
+    wanted = {"behaviours_keep": rules.kept, "behaviours_window_days": days}
+    short = [
+        f"{variable(name)} to {least} or more" for name, least in wanted.items() if getattr(settings, name) < least
+    ]
+    if short:
+        raise BundleError(f"the bundle's history rules want more than the store keeps: set {' and '.join(short)}")
+
+
+def give_memory_back() -> None:
+    """Returns freed memory to the system where the C library can (glibc): else each swap would leave some behind."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_folder_of_bundles(root: Path) -> bool:
+    return not (root / "manifest.json").is_file()
+
+
+def _state(root: Path, target: _Target | None) -> tuple[object, ...]:
+    """What a refusal was about: pointer and files as they lay there. A copy that was half done is another one later."""
+    files: tuple[object, ...] = ()
+    with contextlib.suppress(OSError, DaianError):
+        pointer = (root / "current").stat()
+        files = (pointer.st_mtime_ns, pointer.st_ino)
+        if target is not None:
+            found = ((str(file), file.stat()) for file in list_files(target.path))
+            files += tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    return (target, *files)
