@@ -38,7 +38,7 @@ from service.contract.errors import BundleError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.quotas import TenantQuotas
-from service.redis_client import StoreSettings
+from service.redis_client import StoreSettings, with_password
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
 from service.runtime import RuntimeSwitch, Shared
@@ -154,9 +154,11 @@ def store_settings(settings: Settings) -> StoreSettings:
     if settings.redis_url is None:
         raise ValueError("DAIAN_REDIS_URL is not set: name a Redis or Valkey server")
     events_url = settings.redis_events_url
+    passwords = settings.redis_password, settings.redis_events_password
+    password, events_password = (one.get_secret_value() if one else None for one in passwords)
     return StoreSettings(
-        url=settings.redis_url.get_secret_value(),
-        events_url=events_url.get_secret_value() if events_url else None,
+        url=with_password(settings.redis_url.get_secret_value(), password),
+        events_url=with_password(events_url.get_secret_value(), events_password) if events_url else None,
         timeout_ms=settings.redis_timeout_ms,
         read_budget_ms=settings.redis_read_budget_ms,
         pool=settings.redis_pool,

@@ -154,17 +154,23 @@ class Metrics:
 
 
 class UserHasher:
-    """Names a user in logs: 12 hex digits of HMAC-SHA-256, the same within a process (or a fleet that shares the
-    key).
+    """Names users and items in logs: 12 hex digits of HMAC-SHA-256, the same wherever the key is the same.
+
+    Without a key each instance has one of its own.
     """
 
     def __init__(self, key: bytes | None) -> None:
         self._key = key or os.urandom(32)
 
     def __call__(self, user_id: str | None) -> str | None:
-        if user_id is None:
-            return None
-        return hmac.new(self._key, user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:12]
+        return None if user_id is None else self._name(user_id)
+
+    def item(self, item_id: str) -> str:
+        """The name of an item; a user of the same id has another."""
+        return self._name(f"item\0{item_id}")
+
+    def _name(self, text: str) -> str:
+        return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:12]
 
 
 class JsonLines(logging.Formatter):

@@ -8,7 +8,7 @@ Called by `user_store.py` and `store_tools.py`. Never reads the environment, nev
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import redis
 import redis.asyncio
@@ -49,6 +49,21 @@ class StoreSettings:
     keep: int = 58
     tenant: str = "main"
     ca_file: str | None = None
+
+
+def with_password(url: str, password: str | None) -> str:
+    """The URL with a password that came from elsewhere, such as a secret's file.
+
+    Raises:
+        ValueError: the URL has a password already, or no place for one.
+    """
+    if password is None:
+        return url
+    parts = urlsplit(url)
+    if parts.password:
+        raise ValueError("the store's URL has a password and another one is set: keep one of them")
+    user, at, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.removesuffix(':') if at else ''}:{quote(password, safe='')}@{place}").geturl()
 
 
 def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":

@@ -6,6 +6,7 @@ limit of the server is said here, none is left to a library's default.
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -54,6 +55,8 @@ def serve(store_folder: Path) -> int:
     if settings.bundle_root is not None:
         bundle_to_open(settings.bundle_root)  # says what is missing before a store is started for nothing
     KeyRing(settings.keys_file).open()
+    if settings.id_hash_key is None:  # one for all workers: a user has one name in the lines of a start
+        os.environ[variable("id_hash_key")] = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
         if settings.redis_url is None:
             url = stack.enter_context(embedded_store(store_folder))

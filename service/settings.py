@@ -21,7 +21,7 @@ from service.errors import ServiceError
 
 PREFIX = "DAIAN_"
 TEST_PREFIX = "DAIAN_TEST_"
-SECRETS = ("redis_url", "redis_events_url", "id_hash_key")
+SECRETS = ("redis_url", "redis_events_url", "redis_password", "redis_events_password", "id_hash_key")
 
 
 class SettingsError(ServiceError):
@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     docs: Literal["on", "off"] = Field("on", description="serve /docs and /openapi.json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line written")
     log_format: Literal["json", "text"] = Field("json", description="one JSON object per line, or plain text")
-    id_hash_key: SecretStr | None = Field(None, description="key of the user hashes in logs; random per start if unset")
+    id_hash_key: SecretStr | None = Field(
+        None, description="key of the hashes of ids in logs; random per start if unset"
+    )
     keys_file: Path | None = Field(None, description="hashes of the API keys; everyone may do everything if unset")
 
     # limits
@@ -101,6 +103,8 @@ class Settings(BaseSettings):
         None, description="redis:// or rediss:// address; unset starts an embedded server"
     )
     redis_events_url: SecretStr | None = Field(None, description="address for writes; the same as reads if unset")
+    redis_password: SecretStr | None = Field(None, description="password for an address that has none in it")
+    redis_events_password: SecretStr | None = Field(None, description="the same for the address for writes")
     redis_read_budget_ms: int = Field(20, ge=1, le=1000, description="how long a ranking waits for behaviours")
     redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="connect and socket time-out")
     redis_pool: int = Field(32, ge=1, le=1024, description="connections per pool")

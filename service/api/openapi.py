@@ -11,7 +11,15 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.api.schemas import BehaviourEvent, ErasedResponse, EventsRequest, EventsResponse, Problem, RankRequest, RankResponse
+from service.api.schemas import (
+    BehaviourEvent,
+    ErasedResponse,
+    EventsRequest,
+    EventsResponse,
+    Problem,
+    RankRequest,
+    RankResponse,
+)
 
 _SHAPES: tuple[type[BaseModel], ...] = (
     RankRequest,

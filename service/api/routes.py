@@ -168,6 +168,7 @@ def _describe(exchange: Exchange, ranking: Ranking, question: Question) -> None:
         model=exchange.headers["Daian-Model"],
         surface=exchange.surface,
         user=exchange.parts.hash_user(question.user),
+        trigger=exchange.parts.hash_user.item(question.trigger),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio
 from redis import exceptions
 
-from service.redis_client import StoreSettings, async_client, command_client, failure_kind
+from service.redis_client import StoreSettings, async_client, command_client, failure_kind, with_password
 
 SETTINGS = StoreSettings("redis://rank:secret@127.0.0.1:1/2", timeout_ms=70, pool=7, pool_wait_ms=30)
 
@@ -116,3 +116,23 @@ def test_the_command_client_does_not_retry_either() -> None:
 )
 def test_failures_have_one_word(error: Exception, kind: str) -> None:
     assert failure_kind(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("url", "username"),
+    [("redis://store:6379/3", None), ("rediss://rank@store/0", "rank"), ("redis://rank:@store", "rank"),
+     ("unix:///run/store.sock", None)],
+)  # fmt: skip
+@pytest.mark.parametrize("password", ["hush", "a:b/c@d?e#f %41", "é"])
+def test_a_password_from_elsewhere_reaches_the_connection(url: str, username: str | None, password: str) -> None:
+    client = command_client(with_password(url, password))
+    kept = client.connection_pool.connection_kwargs
+    assert (kept.get("username"), kept["password"]) == (username, password)
+    client.close()
+
+
+def test_two_passwords_are_refused_without_being_named() -> None:
+    with pytest.raises(ValueError, match="keep one") as refused:
+        with_password("redis://:hush@store", "secret")
+    assert "hush" not in str(refused.value)
+    assert with_password("redis://:hush@store", None) == "redis://:hush@store"
