@@ -127,8 +127,8 @@ def question_of(asked: RankRequest, exchange: Exchange, runtime: Runtime, reques
         top_k=asked.top_k,
         context=asked.context,
         exclude=asked.exclude,
-        behaviours=None if given is None else [StoredBehaviour(one.item, one.time, one.type) for one in given],
         tenant=exchange.caller.tenant,
+        behaviours=None if given is None else [StoredBehaviour(one.item, one.time, one.type) for one in given],
     )
 
 
@@ -235,7 +235,6 @@ def _judged(raw: list[object], now: int, window_days: int) -> tuple[list[StoredE
     return accepted, rejected
 
 
-# --- probes and metadata ----------------------------------------------------------------------------------------------
 # --- users ------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +268,9 @@ def _user_of_path(exchange: Exchange) -> str:
         raise ValidationFailed(
             f"a user id is 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters, percent-encoded"
         ) from error
+
+
+# --- probes and metadata ----------------------------------------------------------------------------------------------
 
 
 async def livez(exchange: Exchange) -> Response:

@@ -256,20 +256,6 @@ class EventsResponse(BaseModel):
     took_ms: float
 
 
-class Problem(BaseModel):
-    """RFC 9457. Never repeats what was sent."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    instance: str
-    request_id: str
-    detail: str | None = None
-    errors: list[dict[str, str]] | None = None
-    retry_after_ms: int | None = None
-
-
 class ErasedCounts(BaseModel):
     """What was there and is no more."""
 
@@ -286,6 +272,20 @@ class ErasedResponse(BaseModel):
     erased_at: str
     erased: ErasedCounts
     took_ms: float
+
+
+class Problem(BaseModel):
+    """RFC 9457. Never repeats what was sent."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    instance: str
+    request_id: str
+    detail: str | None = None
+    errors: list[dict[str, str]] | None = None
+    retry_after_ms: int | None = None
 
 
 _ALL = (RankRequest, GivenBehaviour, BehaviourEvent, EventsRequest, PromoteRequest, RollbackRequest)
