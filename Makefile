@@ -110,6 +110,10 @@ load: $(READY) | $(BUNDLES)/current  ## RATE ranks and clicks a second for LOAD_
 bench: $(READY) | $(BUNDLES)/current  ## time of one ranking, by part, beside the model in PyTorch
 	@$(BIN)/python -m benchmarks --bundles $(BUNDLES) --run $(RUN) $(ARGS)
 
+.PHONY: soak
+soak: $(READY)  ## 1,000 bundle swaps under load: no failed request, flat memory
+	@DAIAN_TEST_SWAPS=1000 $(BIN)/python -m pytest tests/chaos/test_swaps.py --timeout 3600 $(ARGS)
+
 ci: check test  ## what CI runs: check, test and a short demo
 	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"
 
