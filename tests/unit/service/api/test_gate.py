@@ -17,7 +17,8 @@ from tests.asgi_client import Client, opened
 NEEDED: list[tuple[str, str, str | None]] = [
     ("POST", "/v1/rank", "rank"), ("POST", "/rank", "rank"), ("POST", "/v1/events", "events"),
     ("POST", "/events", "events"), ("GET", "/v1/models", "any"), ("GET", "/v1/models/daian/versions/v1", "any"),
-    ("GET", "/v1/limits", "any"), ("GET", "/metrics", "admin"), ("DELETE", "/v1/users/u1", "erase"), ("GET", "/livez", None), ("GET", "/readyz", None),
+    ("GET", "/v1/limits", "any"), ("GET", "/metrics", "admin"), ("DELETE", "/v1/users/u1", "erase"),
+    ("GET", "/livez", None), ("GET", "/readyz", None),
     ("GET", "/v2/health/live", None), ("GET", "/v2/health/ready", None), ("GET", "/openapi.json", None),
     ("GET", "/docs", None), ("GET", "/nowhere", None),
 ]  # fmt: skip
