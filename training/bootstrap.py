@@ -43,7 +43,7 @@ USUAL = Resampling()
 
 
 class Interval(NamedTuple):
-    """A number on the split as it is, and the percentile interval of its resamples. NaN where it is not defined."""
+    """A number on the split as it is, and the interval from its resamples. NaN where it is not defined."""
 
     value: float
     low: float
@@ -63,11 +63,16 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A function of the sums over rows. `of_sums` maps [B, C] to [B]; `clusters` says what is drawn together."""
+    """A function of the sums over rows. `of_sums` maps [B, C] to [B]; `clusters` says what is drawn together.
+
+    distance: at least 0 and pushed up by chance, as an absolute error or a divergence of means is; its interval is
+    `reflected`.
+    """
 
     columns: Float[np.ndarray, "rows C"]
     clusters: Int64[np.ndarray, " rows"]
     of_sums: Callable[[np.ndarray], np.ndarray]
+    distance: bool = False
 
     @property
     def value(self) -> float:
@@ -134,7 +139,8 @@ def intervals(statistics: Mapping[str, Statistic], resampling: Resampling = USUA
     found, start = {}, 0
     for name, statistic in statistics.items():
         end = start + statistic.columns.shape[1]
-        found[name] = percentile(statistic.value, statistic.of_sums(resampled[:, start:end]), resampling)
+        made = reflected if statistic.distance else percentile
+        found[name] = made(statistic.value, statistic.of_sums(resampled[:, start:end]), resampling)
         start = end
     return found
 
@@ -147,6 +153,18 @@ def percentile(value: float, resampled: Float[np.ndarray, " B"], resampling: Res
     outside = (1 - resampling.level) / 2
     low, high = np.quantile(there, [outside, 1 - outside])
     return Interval(value, float(low), float(high))
+
+
+def reflected(value: float, resampled: Float[np.ndarray, " B"], resampling: Resampling) -> Interval:
+    """The basic interval (Davison & Hinkley 1997, 5.2.1): the percentiles mirrored at the value, cut at 0.
+
+    For distances: chance pushes a resample up as it pushed the value up, so percentiles lie above the value, some
+    wholly. Mirrored they lie below by as much; the value itself is always held.
+    """
+    _, low, high = percentile(value, resampled, resampling)
+    if np.isnan(low):
+        return Interval(value, low, high)
+    return Interval(value, min(value, max(0.0, 2 * value - high)), max(value, 2 * value - low))
 
 
 def resampled_sums(sums: Float[np.ndarray, "G C"], resampling: Resampling) -> Float[np.ndarray, "B C"]:

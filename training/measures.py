@@ -102,7 +102,7 @@ def calibration(scored: Scored, plan: Plan) -> dict[str, Any]:
     ]
     found = _numbers(
         {
-            "ece": Statistic(np.concatenate(sums, axis=1), codes, _ece_of_sums),
+            "ece": Statistic(np.concatenate(sums, axis=1), codes, _ece_of_sums, distance=True),
             "copc": ratio(scored.clicks, predicted, unit),
             **{f"rate {b}": ratio(sums[2][:, b], sums[0][:, b], codes) for b in range(N_BINS)},
         },
@@ -267,7 +267,7 @@ def _intent_of(split: Measured, rows: Bool[np.ndarray, " R"]) -> dict[str, Any]:
         return {"n_requests": 0}
     clusters = _users_of(scored)[rows] if plan.unit == "user" else scored.requests[rows]
     statistics = {
-        "js_of_means": Statistic(np.concatenate([predicted, label], axis=1), clusters, _js_of_sums),
+        "js_of_means": Statistic(np.concatenate([predicted, label], axis=1), clusters, _js_of_sums, distance=True),
         "js_per_request": mean(js_divergence(predicted, label), clusters),
     }
     return {

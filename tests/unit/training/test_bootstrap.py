@@ -16,7 +16,9 @@ from training.bootstrap import (
     intervals,
     mean,
     paired_difference,
+    percentile,
     ratio,
+    reflected,
     resampled_aucs,
     resampled_sums,
 )
@@ -192,3 +194,32 @@ def test_a_large_split_is_a_matter_of_seconds() -> None:
     auc_interval(scores, clicks, users, Resampling(n_auc=20))
     intervals({str(k): mean(scores, users) for k in range(3)})
     assert time.process_time() - started < 20
+
+
+def distances(seed: int, n: int = 200) -> tuple[Statistic, float]:
+    """The mean absolute difference of 20 bins of noisy means from 0, and what it is without noise."""
+    truth = np.full(20, 0.05)
+    values = np.random.default_rng(seed).normal(truth, 1.0, (n, 20))
+    columns = np.concatenate([values, np.ones((n, 1))], axis=1)
+    return Statistic(columns, np.arange(n), lambda s: np.abs(s[:, :20] / s[:, 20:]).mean(axis=1), True), 0.05
+
+
+def test_the_interval_of_a_distance_holds_its_value_and_is_not_pushed_up() -> None:
+    """Saboteur beside it: percentiles of the very same resamples mostly lie above what they should hold."""
+    held, by_percentiles = 0, 0
+    for seed in range(30):
+        statistic, truth = distances(seed)
+        found = intervals({"d": statistic}, QUICK)["d"]
+        assert 0 <= found.low <= found.value <= found.high
+        held += found.low <= truth <= found.high
+        plain = Statistic(statistic.columns, statistic.clusters, statistic.of_sums)
+        by_percentiles += intervals({"d": plain}, QUICK)["d"].low <= truth
+    assert held >= 20 > by_percentiles
+
+
+def test_a_mirrored_interval_by_hand_and_without_resamples() -> None:
+    resampled = np.linspace(2.0, 4.0, 10_001)
+    low, high = percentile(2.5, resampled, QUICK)[1:]
+    assert reflected(2.5, resampled, QUICK) == pytest.approx((2.5, 5 - high, 5 - low))
+    assert reflected(1.0, resampled, QUICK)[1:] == (0.0, 1.0)
+    assert math.isnan(reflected(1.0, np.empty(0), QUICK).low)
