@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from training.layers.dense_start import GlorotPart
 from training.layers.ragged import CandidateRows
 
 MASKED_SCORE = -1e4
@@ -60,6 +61,14 @@ class DinAttention(nn.Module):
                 self.query_term.bias.copy_(whole.bias)
                 self.key_term.weight.copy_(whole.weight[:, key_width : 2 * key_width])
             self.rest = _stack(first, rest)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """The unit's first layer, in three parts."""
+        if self.flavour == "dot":
+            return []
+        width, first = 3 * self.out_width, len(self.product_term)
+        weights = (self.query_term.weight, self.key_term.weight, self.product_term)
+        return [(weight, width, first) for weight in weights]
 
     def key_part(self, keys: Float[Tensor, "R L D"]) -> Float[Tensor, "R L E"]:
         """What is made once per request: the unit's term of the keys (the keys themselves for "dot")."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from training.layers.attention import masked_softmax
+from training.layers.dense_start import GlorotPart
 from training.layers.mlp import Mlp
 
 
@@ -24,6 +25,11 @@ class CausalBlock(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.dense_norm = nn.LayerNorm(width)
         self.dense = Mlp(width, (2 * width,), width)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Queries, keys and values are three layers side by side."""
+        width = self.query_key_value.in_features
+        return [(self.query_key_value.weight, width, width)]
 
     def forward(self, x: Float[Tensor, "R L W"], mask: Bool[Tensor, "R L"]) -> Float[Tensor, "R L W"]:
         """Place t is made of the places up to t that are there."""

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.layers.dense_start import GlorotPart
 from training.layers.ragged import CandidateRows
 
 
@@ -20,6 +21,11 @@ class FieldSelfAttention(nn.Module):
         self.n_heads = n_heads
         self.head_width = width // n_heads
         self.projections = nn.Linear(width, 3 * width, bias=False)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Queries, keys and values are three layers side by side."""
+        width = self.projections.in_features
+        return [(self.projections.weight, width, width)]
 
     def projected(self, x: Float[Tensor, "B F W"]) -> Float[Tensor, "B F W4"]:
         """Each field with its query, key and value: W4 is 4 W."""

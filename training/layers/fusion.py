@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.layers.dense_start import GlorotPart
+
 
 class AttentiveFusion(nn.Module):
     """F = Σ_l softmax_l(tanh(r_l · W_l + b_l)) r_l. Every part has a W_l and a b_l of its own.
@@ -19,6 +21,10 @@ class AttentiveFusion(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_parts, width))
         self.bias = nn.Parameter(torch.zeros(n_parts))
         nn.init.xavier_uniform_(self.weight)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Every row is a layer of its own, with one output."""
+        return [(self.weight, self.weight.shape[1], 1)]
 
     def weights(self, parts: Float[Tensor, "*B G W"]) -> Float[Tensor, "*B G"]:
         """How much each part is heard; sums to 1 over the parts."""

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from training.layers.dense_start import GlorotPart
+
 
 class Mlp(nn.Module):
     """Linear and ReLU by turns, and a last Linear to `out` without one (none when `out` is None)."""
@@ -33,11 +35,13 @@ class SplitLinear(nn.Module):
     """A Linear over [request | candidate] columns as the sum of two: the request's product is made once, not once a
     candidate.
 
-    Starts as the one layer would: both parts are drawn by the width of all columns together.
+    Starts as the one layer would: both parts are drawn by the width of all columns together. `n_layers`: how many
+    layers of the same width lie side by side in `out`.
     """
 
-    def __init__(self, request_width: int, candidate_width: int, out: int) -> None:
+    def __init__(self, request_width: int, candidate_width: int, out: int, n_layers: int = 1) -> None:
         super().__init__()
+        self.n_layers = n_layers
         whole = nn.Linear(request_width + candidate_width, out)
         self.request = nn.Linear(request_width, out)
         self.candidate = nn.Linear(candidate_width, out, bias=False)
@@ -45,6 +49,12 @@ class SplitLinear(nn.Module):
             self.request.weight.copy_(whole.weight[:, :request_width])
             self.request.bias.copy_(whole.bias)
             self.candidate.weight.copy_(whole.weight[:, request_width:])
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Both parts, by the width of the whole layer."""
+        fan_in = self.request.in_features + self.candidate.in_features
+        fan_out = self.request.out_features // self.n_layers
+        return [(part.weight, fan_in, fan_out) for part in (self.request, self.candidate)]
 
     def request_part(self, x: Float[Tensor, "R D"]) -> Float[Tensor, "R E"]:
         """The request's columns and the bias."""

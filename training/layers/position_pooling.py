@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from training.layers.attention import masked_softmax
+from training.layers.dense_start import GlorotPart
 
 
 def places(mask: Bool[Tensor, "R L"], furthest: int) -> Int64[Tensor, "R L"]:
@@ -25,6 +26,11 @@ class PositionPooling(nn.Module):
         self.position = nn.Linear(position_width, width, bias=False)
         self.key = nn.Linear(key_width, width)
         self.out = nn.Linear(width, 1, bias=False)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """W_p and W_e are one layer over place and behaviour together."""
+        fan_in = self.position.in_features + self.key.in_features
+        return [(layer.weight, fan_in, layer.out_features) for layer in (self.position, self.key)]
 
     def forward(
         self, positions: Float[Tensor, "R L P"], keys: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.layers.dense_start import GlorotPart
+
 
 def newest(
     fields: Int64[Tensor, "R L I"], age: Int64[Tensor, "R L"], n_steps: int
@@ -37,6 +39,11 @@ class SequenceGru(nn.Module):
         super().__init__()
         self.gru = nn.GRU(width, hidden, batch_first=True)
         self.hidden = hidden
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Three gates side by side, each a layer of its own."""
+        of_inputs, of_states = self.gru.all_weights[0][:2]
+        return [(of_inputs, self.gru.input_size, self.hidden), (of_states, self.hidden, self.hidden)]
 
     def forward(self, x: Float[Tensor, "R T D"], mask: Bool[Tensor, "R T"]) -> Float[Tensor, "R T H"]:
         """All states. What follows a sequence's end cannot change the states before it, and is cleared."""
@@ -77,6 +84,10 @@ class AttentionalGru(nn.Module):
         self.inputs = nn.Linear(width, 3 * hidden)
         self.recurrent = nn.Linear(hidden, 3 * hidden, bias=False)
         self.hidden = hidden
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Three gates side by side, each a layer of its own."""
+        return [(layer.weight, layer.in_features, self.hidden) for layer in (self.inputs, self.recurrent)]
 
     def input_part(self, x: Float[Tensor, "R T D"]) -> Float[Tensor, "R T G"]:
         """W x + b of all gates: the same for all queries, so made once per request."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from training.layers.attention import masked_softmax
+from training.layers.dense_start import GlorotPart
 from training.layers.mlp import Mlp
 
 
@@ -40,6 +41,15 @@ class TimedAttention(nn.Module):
             self.rest = Mlp(first, rest, None)
             # No bias: the same number added to every score of a softmax changes nothing and could never learn.
             self.out = nn.Linear(self.rest.out_width, 1, bias=False)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """W in its two parts, and the unit's first layer in its three."""
+        wide, width = self.query.in_features + self.gap.in_features, self.query.out_features
+        parts: list[GlorotPart] = [(layer.weight, wide, width) for layer in (self.query, self.gap)]
+        if self.flavour == "mlp":
+            weights = (self.query_term, self.key_term.weight, self.product_term)
+            parts += [(weight, 3 * width, len(weight)) for weight in weights]
+        return parts
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.layers.attention import masked_mean, masked_softmax
+from training.layers.dense_start import GlorotPart
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths, FieldTables
 from training.layers.fusion import AttentiveFusion
 from training.layers.mlp import Mlp
@@ -65,6 +66,13 @@ class FieldInteraction(nn.Module):
             self.of_candidate = nn.Linear(candidate_width, len(self.field_widths), bias=False)
         self.out_width = candidate_width + width
 
+    def glorot_parts(self) -> list[GlorotPart]:
+        """Every W_j is a layer over e_i ⊕ x_j with one output; those of e_i lie side by side."""
+        if not self.weighs:
+            return []
+        fan_in = self.out_width
+        return [(layer.weight, fan_in, 1) for layer in (*self.of_field, self.of_candidate)]  # type: ignore[misc]
+
     def request_part(self, fields: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R F W"], Float[Tensor, "R F"]]:
         """The fields' vectors in one width, and their part of the scores."""
         pieces = torch.split(fields, list(self.field_widths), dim=-1)
@@ -98,6 +106,10 @@ class BehaviourInteraction(nn.Module):
         self.of_behaviour = nn.Linear(width, 1)
         self.of_candidate = nn.Linear(candidate_width, 1, bias=False)
         self.out_width = candidate_width + width
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """W is one layer over e_i ⊕ h_t."""
+        return [(layer.weight, self.out_width, 1) for layer in (self.of_behaviour, self.of_candidate)]
 
     def request_part(self, encoded: Float[Tensor, "R L W"]) -> Float[Tensor, "R L"]:
         """The behaviours' part of the scores."""

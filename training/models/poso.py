@@ -62,7 +62,7 @@ class PosoTop(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, size) for width, size in zip(hidden, rest, strict=False))
         self.out = nn.Linear(hidden[-1], 1)
         # The first layers of all gates side by side: the user's half of the code belongs to the request.
-        self.gate_inner = SplitLinear(code_width, code_width, gate_hidden * len(hidden))
+        self.gate_inner = SplitLinear(code_width, code_width, gate_hidden * len(hidden), n_layers=len(hidden))
         self.gate_outer = nn.ModuleList(nn.Linear(gate_hidden, size) for size in hidden)
 
     def request_part(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.layers.attention import DinAttention, masked_mean
+from training.layers.dense_start import GlorotPart
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
 from training.layers.field_attention import FieldSelfAttention
 from training.layers.mlp import Mlp, SplitLinear
@@ -78,6 +79,13 @@ class R3s(nn.Module):
         self.heard_by_request = nn.Linear(plain + page.item_width, expert, bias=False)  # A, its columns of the request
         self.heard_by_candidate = nn.Linear(page.item_width, expert, bias=False)  # A, its columns of the candidate
         self.top = Mlp(expert, config.top, 1, config.dropout)
+
+    def glorot_parts(self) -> list[GlorotPart]:
+        """A is one layer over request and candidate; every critic weighs three experts by a layer of its own."""
+        by_request, by_candidate = self.heard_by_request, self.heard_by_candidate
+        fan_in = by_request.in_features + by_candidate.in_features
+        heard = [(layer.weight, fan_in, layer.out_features) for layer in (by_request, by_candidate)]
+        return [*heard, (self.gates.weight, self.gates.in_features, 3)]
 
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:  # noqa: ARG002
         """The trigger's fields, the request's part of the experts, and the critics' gates: no candidate is in them."""
