@@ -7,7 +7,8 @@ The oracle ranks by *attractiveness*: the chance of a click on a candidate that 
 very visit. It does not know where candidates stood on the page, as no model does, so a scorer that learned what the
 shop's present recommender puts on top could in principle rank the logged clicks better than it does; `with_position`
 shows how much there is to gain that way. `foreseeable` is the same without the wish of the visit, which nothing in the
-log tells completely: what a perfect model of everything else would rank by.
+log tells completely: what a perfect model of everything else would rank by. A model's share of each of the three is
+`share_of_oracle(scored, truth, name)`; docs/world.md says which is quoted where.
 """
 
 from collections.abc import Iterator, Mapping
@@ -108,9 +109,13 @@ def oracle_numbers(truth: Truth) -> dict[str, Numbers]:
 def share_of_oracle(scored: Scored, truth: Truth, oracle: str = "attractiveness") -> Numbers:
     """The share of the oracle's gain over chance that a model reaches, (m - 0.5) / (o - 0.5), for AUC and both GAUCs.
 
-    Over the requests that were scored. NaN where the oracle itself gains nothing. Raises ValueError for requests that
-    the truth does not know or whose candidates are others.
+    `oracle` is one of ORACLES. Over the requests that were scored. Logged clicks follow places, which `attractiveness`
+    and `foreseeable` do not know: a share of them is no fraction of a strict upper bound and may pass 1. NaN where the
+    oracle itself gains nothing. Raises ValueError for another oracle, for requests that the truth does not know or
+    whose candidates are others.
     """
+    if oracle not in ORACLES:
+        raise ValueError(f"no oracle is called {oracle!r}: give one of {', '.join(ORACLES)}")
     index = _candidates_of(scored, truth)
     model = _ranking(scored.logits, scored.clicks, scored.user, scored.request)
     best = _ranking(truth.scores[oracle][index], scored.clicks, scored.user, scored.request)

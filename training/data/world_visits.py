@@ -124,14 +124,50 @@ def draw_triggers(
     """The opened item: of a favourite leaf, the last click, near it, or what everybody opens. `at` in world ms."""
     choice, which, place = draws(chance, "trigger").T
     last = users.last_clicked[user]
-    favourite = users.favourite_leaves[user, (which * 3).astype(np.int64)]
+    one_of_three, afresh = np.divmod(3 * which, 1)  # the rest of `which` is uniform too, and nothing else knows it
+    favourite = users.favourite_leaves[user, one_of_three.astype(np.int64)]
     trigger = draw_in(shop, shop.leaf, favourite, place[:, None])[:, 0]
     near = draw_in(shop, shop.topic, shop.topic[last], place[:, None])[:, 0]
     anything = draw_any(shop, place[:, None])[:, 0]
     trigger = np.where(choice >= 0.45, anything, trigger)
     trigger = np.where((choice >= 0.65) & (last >= 0), last, trigger)
     trigger = np.where((choice >= 0.80) & (last >= 0), near, trigger)
-    return np.where(shop.launched_at[trigger] <= at, trigger, np.argmin(shop.launched_at))
+    return launched_instead(afresh, at, trigger, shop)
+
+
+def launched_instead(
+    chance: Float64[np.ndarray, " C"], at: Int64[np.ndarray, " C"], item: Int64[np.ndarray, " C"], shop: Shop
+) -> Int64[np.ndarray, " C"]:
+    """The items; for those not launched yet, one of the same leaf by popularity among what is, else of the same top.
+
+    Of the whole shop where the top has nothing launched either. `chance` must not be what the items were drawn by: it
+    would give each of them the same few neighbours.
+    """
+    found = item.copy()
+    for group in (shop.leaf, shop.top, np.zeros_like(shop.leaf)):
+        late = np.flatnonzero(shop.launched_at[found] > at)
+        if not len(late):
+            break
+        found[late] = _draw_launched(shop, group, group[item[late]], at[late], chance[late])
+    return found
+
+
+def _draw_launched(
+    shop: Shop,
+    group: Int64[np.ndarray, " M"],
+    wanted: Int64[np.ndarray, " C"],
+    at: Int64[np.ndarray, " C"],
+    chance: Float64[np.ndarray, " C"],
+) -> Int64[np.ndarray, " C"]:
+    """Items of a group, in proportion to popularity among those launched; where there are none, its earliest."""
+    order = np.lexsort((shop.launched_at, group))  # within a group, what is launched at a moment comes first
+    demand = np.concatenate([[0.0], np.cumsum(shop.popularity[order])])
+    moment = int(max(shop.launched_at.max(), at.max())) + 1
+    key = group[order] * moment + shop.launched_at[order]
+    first = np.searchsorted(key, wanted * moment, "left")
+    last = np.searchsorted(key, wanted * moment + at, "right")
+    drawn = np.searchsorted(demand, demand[first] + (demand[last] - demand[first]) * chance, "right") - 1
+    return np.asarray(order[np.clip(drawn, first, np.maximum(last - 1, first))])
 
 
 def show_page(

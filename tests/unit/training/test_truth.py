@@ -82,6 +82,18 @@ def test_the_oracle_gains_all_of_itself_and_chance_gains_nothing(truth: Truth) -
     assert list(inverted.values()) == pytest.approx([-1, -1, -1])
 
 
+def test_a_share_depends_on_the_oracle_and_places_take_it_past_one(folder: Path) -> None:
+    truth = read_truth(folder, "train")
+    assert truth is not None
+    by = {name: scored_by(truth, truth.scores[name]) for name in ORACLES}
+    share = {name: share_of_oracle(by["foreseeable"], truth, name)["gauc_request"] for name in ORACLES}
+    assert share["with_position"] < share["attractiveness"] < 0.97 < share["foreseeable"] == pytest.approx(1)
+    knows_places = share_of_oracle(by["with_position"], truth, "attractiveness")
+    assert knows_places["gauc_request"] > 1, "attractiveness is no upper bound for logged clicks"
+    with pytest.raises(ValueError, match="give one of attractiveness, foreseeable, with_position"):
+        share_of_oracle(by["foreseeable"], truth, "probability")
+
+
 def test_a_share_is_of_the_scored_requests_alone(truth: Truth) -> None:
     scored = scored_by(truth, truth.scores["attractiveness"])
     kept = np.isin(scored.request, scored.requests[:100])

@@ -15,11 +15,13 @@ from sklearn.metrics import roc_auc_score
 
 from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
-from training.data import synthetic
+from training.data import synthetic, world_visits
 from training.data.dataset import SPLITS, Dataset, open_catalogue, open_dataset, split_files
 from training.data.request_files import read_requests
 from training.data.synthetic import DAY_MS, FIRST_DAY_MS, N_DAYS, PRESETS, World, simulate
 from training.data.world_shop import Shop, make_shop
+from training.data.world_users import make_users
+from training.data.world_visits import N_CHANCES, draw_triggers, launched_instead
 
 WORLD = World(n_requests=1600, n_users=80, n_items=300, seed=5)
 
@@ -300,6 +302,77 @@ def test_late_items_are_shown_after_their_launch_and_not_before(log: Log) -> Non
     assert 0.05 < (log.shop.launched_at > 0).mean() < 0.15
     shuffled = np.random.default_rng(0).permutation(log.shop.launched_at)
     assert (at < shuffled[log.candidate]).any(), "the saboteur: other launches would be noticed"
+
+
+def most_surprising_trigger(at: int, n_pages: int = 40_000) -> float:
+    """How far an item's pages at a moment are from what its popularity explains, in standard deviations; the farthest.
+
+    Visitors without a last click open by popularity in a favourite leaf (45 %) or in the whole shop; when the drawn
+    item is not launched, another of its leaf by popularity among what is.
+    """
+    random = np.random.default_rng(11)
+    shop = make_shop(random, 400, N_DAYS * DAY_MS)
+    users = make_users(random, 200, shop)
+    user = random.integers(0, 200, n_pages)
+    trigger = draw_triggers(random.random((n_pages, N_CHANCES)), np.full(n_pages, at), user, shop, users)
+    n_leaves = len(shop.goes_with)
+    launched = np.where(shop.launched_at <= at, shop.popularity, 0.0)
+    in_leaf = np.bincount(shop.leaf, launched, n_leaves)
+    assert (in_leaf > 0).all(), "no leaf of this shop is empty: nobody has to look further"
+    favourite = np.bincount(users.favourite_leaves[user].ravel(), minlength=n_leaves) / (3 * n_pages)
+    of_leaf = 0.45 * favourite + 0.55 * np.bincount(shop.leaf, shop.popularity) / shop.popularity.sum()
+    expected = n_pages * of_leaf[shop.leaf] * launched / in_leaf[shop.leaf]
+    found = np.bincount(trigger, minlength=400)
+    assert found[launched == 0].sum() == 0
+    return float((np.abs(found - expected) / np.sqrt(expected + 1)).max())
+
+
+@pytest.mark.parametrize("day", [0, 3, 7])
+def test_popularity_explains_how_often_each_item_is_the_trigger(day: int) -> None:
+    assert most_surprising_trigger(day * DAY_MS) < 5
+
+
+def test_one_item_instead_of_all_unlaunched_ones_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saboteur: the rule until 2026-11-22."""
+
+    def one_for_all(_: np.ndarray, at: np.ndarray, item: np.ndarray, shop: Shop) -> np.ndarray:
+        return np.where(shop.launched_at[item] <= at, item, np.argmin(shop.launched_at))
+
+    monkeypatch.setattr(world_visits, "launched_instead", one_for_all)
+    assert most_surprising_trigger(0) > 20
+
+
+def test_redrawing_with_the_number_that_drew_the_item_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The saboteur: numbers that are not fresh (here: always the same) single out neighbours."""
+
+    def stale(chance: np.ndarray, at: np.ndarray, item: np.ndarray, shop: Shop) -> np.ndarray:
+        return launched_instead(np.full_like(chance, 0.5), at, item, shop)
+
+    monkeypatch.setattr(world_visits, "launched_instead", stale)
+    assert most_surprising_trigger(0) > 20
+
+
+def test_where_a_leaf_has_nothing_launched_the_top_does_and_else_the_whole_shop() -> None:
+    shop = make_shop(np.random.default_rng(2), 400, N_DAYS * DAY_MS)
+    item = np.full(2_000, int(np.flatnonzero(shop.top == 1)[0]))
+    chance, at = np.random.default_rng(3).random(len(item)), np.full(len(item), 5)
+
+    def instead(unlaunched: np.ndarray) -> np.ndarray:
+        later = shop._replace(launched_at=np.where(unlaunched, 9, 0))
+        found = launched_instead(chance, at, item, later)
+        assert np.array_equal(found, launched_instead(chance, at, item, later)), "the same numbers, the same items"
+        return found
+
+    assert np.array_equal(instead(np.zeros(400, dtype=bool)), item), "what is launched stays"
+    own_leaf = instead(np.arange(400) == item[0])
+    assert set(shop.leaf[own_leaf]) == {shop.leaf[item[0]]}
+    assert item[0] not in own_leaf
+    own_top = instead(shop.leaf == shop.leaf[item[0]])
+    assert set(shop.top[own_top]) == {1}
+    assert shop.leaf[item[0]] not in shop.leaf[own_top]
+    anywhere = instead(shop.top == 1)
+    assert set(shop.top[anywhere]) == set(shop.top) - {1}
+    assert set(instead(np.arange(400) != 7)) == {7}
 
 
 def test_specific_and_broad_click_rates_run_against_each_other_over_the_levels(log: Log) -> None:
