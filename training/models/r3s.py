@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from service.contract.encoder import EncoderSizes, ModelInputs
 from training.layers.attention import DinAttention, masked_mean
+from training.layers.categories import same_value
 from training.layers.dense_start import GlorotPart
 from training.layers.embedding import DEFAULT_WIDTHS, EmbeddingWidths
 from training.layers.field_attention import FieldSelfAttention
@@ -154,8 +155,8 @@ class R3s(nn.Module):
         return torch.stack([layer(piece) for layer, piece in zip(self.inward, pieces, strict=True)], dim=1)
 
     def _is_new(self, candidate: Tensor, trigger: Tensor) -> Float[Tensor, "N I"]:
-        """1 over the width of a field whose value is not the trigger's."""
-        differs = (candidate != trigger).to(torch.float32)
+        """1 over the width of a field whose value is not the trigger's. Two unknown values are not the same one."""
+        differs = (~same_value(candidate, trigger)).to(torch.float32)
         columns = [differs[:, i : i + 1].expand(-1, width) for i, width in enumerate(self.item_widths)]
         return torch.cat(columns, dim=-1)
 

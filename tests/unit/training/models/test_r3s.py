@@ -70,7 +70,7 @@ def slow(model: R3s, inputs: ModelInputs) -> Tensor:
         dots = torch.stack([(x * y).sum() for x, y in zip(a_fields, r_fields, strict=True)])
         content = page.similarity(inputs.candidate_similarity)[row]  # type: ignore[misc]
         similarity = relu(linear(model.similarity, torch.cat([known, a * r, dots, content])))
-        same = inputs.candidate_fields[row] == one.trigger_fields[0]
+        same = (inputs.candidate_fields[row] == one.trigger_fields[0]) & (inputs.candidate_fields[row] > 1)
         news = [torch.zeros_like(x) if same[i] else x for i, x in enumerate(a_fields)]
         gain = relu(linear(model.gain, torch.cat([known, *news])))
 
@@ -112,6 +112,12 @@ def test_the_trigger_itself_brings_nothing_new() -> None:
     last = torch.tensor([2, 3, 7])
     assert not new[last].any()
     assert new[0].tolist() == [1.0] * 8 + [0.0] * 6 + [1.0] * 4  # another id, the same category, another price
+
+
+def test_two_unknown_values_are_not_the_same_one() -> None:
+    model = built()
+    unknown = torch.tensor([[1, 0, 7]])
+    assert model._is_new(unknown, unknown)[0].tolist() == [1.0] * 8 + [1.0] * 6 + [0.0] * 4
 
 
 @torch.no_grad()
