@@ -71,7 +71,7 @@ class FieldInteraction(nn.Module):
         if not self.weighs:
             return []
         fan_in = self.out_width
-        return [(layer.weight, fan_in, 1) for layer in (*self.of_field, self.of_candidate)]  # type: ignore[misc]
+        return [(layer.weight, fan_in, 1) for layer in (*self.of_field, self.of_candidate)]
 
     def request_part(self, fields: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R F W"], Float[Tensor, "R F"]]:
         """The fields' vectors in one width, and their part of the scores."""
