@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from training.layers.categories import FIRST_KNOWN
 from training.layers.embedding import table
 
-_MULTIPLIER = 1_000_003  # prime, above any pair of small ids; far from overflow for ids below 2^40
+# All factors lie below 2^31 and sums are reduced before they are multiplied: nothing reaches 2^63, and PyTorch and ONNX
+# Runtime need not agree on what lies beyond. The square takes neighbouring ids apart: without it the hash would be
+# linear, and whole rows of pairs would share their buckets for an unlucky number of them.
+_PRIME = 2**31 - 1
+_LEFT, _RIGHT, _SHIFT = 1_540_483_477, 1_181_783_497, 668_265_263
 
 
 class HashedCross(nn.Module):
@@ -27,9 +31,11 @@ class HashedCross(nn.Module):
         self.weights = table(n_buckets, 1)
 
     def buckets(self, left: Int64[Tensor, "*#B"], right: Int64[Tensor, "*#B"]) -> Int64[Tensor, "*B"]:
-        """0 where either id is nothing (0) or unknown (1): no pair; else 1..n_buckets - 1."""
+        """0 where either id is nothing (0) or unknown (1): no pair; else 1..n_buckets - 1. Ids are below 2^31."""
         both = (left >= FIRST_KNOWN) & (right >= FIRST_KNOWN)
-        hashed = torch.remainder(left * _MULTIPLIER + right, self.n_buckets - 1) + 1
+        mixed = torch.remainder(left * _LEFT, _PRIME) + torch.remainder(right * _RIGHT, _PRIME) + _SHIFT
+        mixed = torch.remainder(mixed, _PRIME)
+        hashed = torch.remainder(torch.remainder(mixed * mixed, _PRIME), self.n_buckets - 1) + 1
         return hashed * both.to(torch.int64)
 
     def forward(self, left: Int64[Tensor, "*#B"], right: Int64[Tensor, "*#B"]) -> Float[Tensor, "*B"]:

@@ -35,7 +35,7 @@ class WdlConfig:
     top: tuple[int, ...] = (512, 256, 128)
     use_trigger: bool = True
     use_crosses: bool = True  # without them the wide part is a plain logistic regression
-    n_cross_buckets: int = 20_000  # of each cross
+    n_cross_buckets: int = 2**18  # of each cross
     n_similarity_bins: int = 20
     similarity_width: int = 16
     dropout: float = 0.0
