@@ -24,6 +24,7 @@ from training.metrics import rela_impr
 from training.paired import paired_test, verdict
 from training.scores import Scored, all_numbers, score_batches
 from training.split_facts import Items, read_candidates, read_training_days
+from training.table import strongest_line
 from training.train import evaluation_batches, write_metrics
 
 Numbers = dict[str, dict[str, float]]
@@ -139,13 +140,8 @@ def _other_name(bundle: str, run: str) -> str:
 
 
 def best_line(numbers: Numbers) -> str | None:
-    """The counting line with the highest GAUC per request, those that know the goal left out; None without any."""
-    known = {
-        name: found[TESTED_BY]
-        for name, found in numbers.items()
-        if name in LINES and "goal" not in name and not math.isnan(found[TESTED_BY])
-    }
-    return max(known, key=lambda name: known[name]) if known else None
+    """The counting line with the highest GAUC per request, as `training.table.strongest_line` has it."""
+    return strongest_line(numbers, TESTED_BY)
 
 
 def other_data(run_folder: Path, data_folder: Path) -> str | None:

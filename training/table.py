@@ -1,6 +1,7 @@
 """The table of models beside the counting lines, as text and as cells.
 
-Printed by `daian baselines` and `daian demo`; `training.evaluation_report` takes the cells.
+Printed by `daian baselines` and `daian demo`; `training.evaluation_report` takes the cells. Which line is the strongest
+is said here once, for `training.evaluate` and for comparisons.
 """
 
 import math
@@ -19,6 +20,7 @@ _COLUMNS = {
     "log_loss": "log-loss",
 }
 LEGEND = "GAUC: mean AUC of users or requests by impressions; AUC/request: plain mean; log-loss only of probabilities."
+_NO_LINES = ("cosine_random",)
 _CELL = 6  # 0.7401
 
 
@@ -51,6 +53,19 @@ def ranking_cells(numbers: Numbers) -> list[tuple[str, ...]]:
 def remarks(numbers: Numbers) -> list[str]:
     """A line for every model that has numbers without a column."""
     return [line for name in numbers if name not in LINES for line in _more(name, numbers[name])]
+
+
+def strongest_line(numbers: Numbers, judged_by: str) -> str | None:
+    """The counting line with the highest number; None without any.
+
+    Lines that know a request's goal are left out, for no shop has one, and so is the control with a random trigger.
+    """
+    known = {
+        name: found[judged_by]
+        for name, found in numbers.items()
+        if name in LINES and name not in _NO_LINES and "goal" not in name and not math.isnan(found[judged_by])
+    }
+    return max(known, key=lambda name: known[name]) if known else None
 
 
 def not_beaten_by(line: str, models: Sequence[str], numbers: Numbers) -> list[str]:

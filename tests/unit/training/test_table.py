@@ -2,7 +2,7 @@
 
 import math
 
-from training.table import not_beaten_by, ranking_table
+from training.table import not_beaten_by, ranking_table, strongest_line
 
 LINE = {"auc": 0.6, "gauc_user": 0.61, "gauc_request": 0.62, "auc_per_request": 0.63}
 
@@ -45,3 +45,18 @@ def test_what_was_not_measured_is_a_dash_and_beats_nothing() -> None:
 
 def test_lines_alone_are_not_judged() -> None:
     assert "not beaten" not in ranking_table({"click_rate": LINE, "pair_rate": LINE})
+
+
+def test_the_strongest_line_knows_no_goal_and_is_no_control_and_goes_by_the_given_number() -> None:
+    by_two = {"auc_per_request": 0.6, "gauc_request": 0.9}
+    lines = {
+        "cosine_history": line(0.7),
+        "click_rate": by_two,
+        "cosine_random": line(0.9),
+        "logit_all_goal": line(0.95),
+    }
+    lines["cosine_goal"] = line(0.8)
+    lines["m"] = line(0.99)
+    assert strongest_line(lines, "auc_per_request") == "cosine_history"
+    assert strongest_line(lines, "gauc_request") == "click_rate"
+    assert strongest_line({"m": line(0.9), "pair_rate": line(math.nan)}, "auc_per_request") is None
