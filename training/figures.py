@@ -47,7 +47,11 @@ def bars(
             if not math.isnan(bottom_end + top_end):
                 middle = x + wide * 0.46
                 parts.append(_line(middle, y(bottom_end), middle, y(top_end), "#222"))
-    parts += [_label(_LEFT + group * (at + 0.5), label, len(labels)) for at, label in enumerate(labels)]
+    shown = _labels(labels)
+    parts += [
+        _text(_LEFT + group * (at + 0.5), HEIGHT - _BOTTOM + 16, label, "middle", labels[at])
+        for at, label in enumerate(shown)
+    ]
     return _svg([*parts, *_legend(list(series))])
 
 
@@ -117,9 +121,14 @@ def _frame(title: str, low: float, high: float, y: Callable[[float], float]) -> 
     return parts
 
 
-def _label(x: float, text: str, n: int) -> str:
-    short = text if len(text) * n < 90 else text[: max(3, 90 // n)]
-    return _text(x, HEIGHT - _BOTTOM + 16, short, "middle")
+def _labels(labels: Sequence[str]) -> list[str]:
+    """Cut where there is no room; numbered where cut ones would be equal, for a label tells bars apart."""
+    n = len(labels)
+    cut = [text if len(text) * n < 90 else text[: max(3, 90 // n)] for text in labels]
+    if len(set(cut)) == len(set(labels)):
+        return cut
+    room = max(1, 90 // n - 3)
+    return [f"{at + 1} {text[:room]}" for at, text in enumerate(labels)]
 
 
 def _legend(names: list[str]) -> list[str]:
@@ -139,8 +148,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", hover: str = "") -> str:
+    title = f"<title>{escape(hover)}</title>" if hover else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}{title}</text>'
 
 
 def _svg(parts: Sequence[str]) -> str:

@@ -46,3 +46,10 @@ def test_lines_leave_out_points_that_are_not_there() -> None:
     root = ET.fromstring(text)
     assert len(list(root.iter(f"{SVG}circle"))) == 2
     assert "nan" not in text
+
+
+def test_labels_that_would_be_cut_to_equal_texts_are_numbered() -> None:
+    titles = ["DAIAN", *(f"DAIAN w/o {part}" for part in ("UIM", "DIE", "SEIN", "three stages"))]
+    root = ET.fromstring(bars("t", titles, {"x": [1.0] * 5}))
+    shown = [text.text for text in root.iter(f"{SVG}text") if text.find(f"{SVG}title") is not None]
+    assert len(set(shown)) == len(titles)
