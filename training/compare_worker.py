@@ -5,27 +5,32 @@ from run to run (`KeptPools`). A run's folder gets what `daian train` writes, th
 `measured.json`: a folder with it is finished.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+import service.contract
+import training
 from service.contract.encoder import Encoder
 from service.contract.strict_json import strict_json
 from training.bootstrap import Resampling
 from training.checkpoint import CheckpointError, load_tensors, read_config
 from training.compare_inside import look_inside, permuted_trigger_scores
 from training.config import TrainConfig
-from training.data.dataset import open_catalogue
+from training.data.dataset import open_catalogue, split_files
 from training.data.pools import KeptPools
 from training.data.whole_files import write_whole
 from training.measures import Plan, measure
@@ -39,6 +44,7 @@ from training.truth import Truth, read_truth
 
 MEASURED = "measured.json"
 TEST_SCORES = "scores_test.npz"
+PERMUTED_SCORES = "scores_test_permuted.npz"
 EXPORT_CHECK = "daian.export_check"
 EXPORT_TIMING = "daian.export_timing"
 _SAY_EVERY_S = 0.5
@@ -83,6 +89,7 @@ class DataInMemory:
         self.encoder = Encoder.open(encoder, open_catalogue(data))
         self.pools = KeptPools(self.encoder)
         self._facts: Facts | None = None
+        self._warm = False
 
     @property
     def facts(self) -> Facts:
@@ -93,6 +100,28 @@ class DataInMemory:
             training, truth = read_training_days(self.data, items), read_truth(self.data, "test")
             self._facts = Facts(items, candidates, training, truth)
         return self._facts
+
+    def warm(self) -> None:
+        """Encodes training and validation requests into the pools; nothing the second time."""
+        if self._warm:
+            return
+        for split in ("train", "validation"):
+            for path in split_files(self.data, split):
+                for row_group in range(pq.read_metadata(path).num_row_groups):
+                    self.pools.read([(path, row_group)])
+        self._warm = True
+
+
+@cache
+def code_sha256() -> str:
+    """Of all Python files of training/ and service/contract/, by name: runs of other code are not comparable unseen."""
+    found = hashlib.sha256()
+    for package in (training, service.contract):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            found.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
+            found.update(path.read_bytes() + b"\0")
+    return found.hexdigest()
 
 
 _held: DataInMemory | None = None
@@ -157,6 +186,7 @@ def _run(task: Task, known: DataInMemory, say: Callable[[str], None]) -> dict[st
     assert config is not None
     resumed = (task.folder / "config.json").is_file()
     recorder = Teller(say)
+    known.warm()  # a process encodes once, which no row shall pay for
     wall, cpu = time.perf_counter(), time.process_time()
     validation = train(config, task.data, task.folder, recorder, pools=known.pools)
     found: dict[str, Any] = {
@@ -164,6 +194,7 @@ def _run(task: Task, known: DataInMemory, say: Callable[[str], None]) -> dict[st
         "select_by": config.select_by,
         "learning_rate": config.optim.learning_rate,
         "n_steps": recorder.n_steps,
+        "code_sha256": code_sha256(),
         "notes": recorder.notes,
         # A run that was interrupted knows only its last part.
         "seconds": None if resumed else time.perf_counter() - wall,
@@ -189,7 +220,8 @@ def measured(task: Task, known: DataInMemory) -> dict[str, Any]:
     numbers = all_numbers(scored)
     write_metrics(task.folder, "test", {task.config.name: numbers})
     facts = known.facts
-    other = permuted_trigger_scores(model, known.encoder, task.data)
+    other = permuted_trigger_scores(model, known.encoder, task.data).in_order()
+    other.save(task.folder / PERMUTED_SCORES)
     return {
         "test": numbers | {"ndcg_at_10": float(STATISTICS["ndcg_at_10"](scored, "user").value)},
         "measures": measure(scored, facts.candidates, facts.training, facts.items, _POINTS),
