@@ -60,13 +60,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One row to run. `n_levels`: its encoder's, when they are not the data set's."""
+    """One row to run. `n_levels`: its encoder's, when they are not the data set's. `ablation_of`: the whole model."""
 
     name: str
     title: str
     group: str
     config: TrainConfig
     n_levels: int | None = None
+    ablation_of: str | None = None
 
 
 @dataclass
@@ -117,7 +118,12 @@ def compare(comparison: Comparison, watcher: Watcher) -> dict[str, RowState]:
 def planned_rows(comparison: Comparison) -> list[PlannedRow]:
     """The rows in the order of ROWS, then the sweep of the number of levels."""
     wanted = [name for name in ROWS if name in comparison.rows]
-    found = [PlannedRow(name, ROWS[name].title, ROWS[name].group, _config(comparison, name)) for name in wanted]
+    found = [
+        PlannedRow(
+            name, ROWS[name].title, ROWS[name].group, _config(comparison, name), ablation_of=ROWS[name].ablation_of
+        )
+        for name in wanted
+    ]
     own = open_dataset(comparison.data).n_levels
     for n in dict.fromkeys(comparison.levels):
         if n == own and SWEPT in wanted:
@@ -133,24 +139,34 @@ def _config(comparison: Comparison, row: str) -> TrainConfig:
 
 def _begin(comparison: Comparison) -> None:
     """The folder's plan, and every encoder that the rows need. Rows, seeds and levels may be added later."""
-    path = comparison.out / "plan.json"
-    plan = {
+    if not check_plan(comparison):
+        comparison.out.mkdir(parents=True, exist_ok=True)
+        plan = {**_plan(comparison), "machine": machine()}
+        write_whole(comparison.out / "plan.json", strict_json(plan, indent=1).encode())
+    for n_levels in dict.fromkeys(row.n_levels for row in planned_rows(comparison)):
+        folder = _encoder_folder(comparison, n_levels)
+        if not (folder / "encoder.json").is_file():
+            fit_encoder(comparison.data, n_levels).save(folder)
+
+
+def _plan(comparison: Comparison) -> dict[str, Any]:
+    return {
         "table": comparison.table,
         "data": open_dataset(comparison.data).name,
         "data_sha256": dataset_sha256(comparison.data),
         "trials": comparison.n_trials,
     }
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if {key: found.get(key) for key in plan} != plan:
-            raise CompareError(f"{comparison.out} holds a comparison of another table, data or search: choose another")
-    else:
-        comparison.out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, strict_json({**plan, "machine": machine()}, indent=1).encode())
-    for n_levels in dict.fromkeys(row.n_levels for row in planned_rows(comparison)):
-        folder = _encoder_folder(comparison, n_levels)
-        if not (folder / "encoder.json").is_file():
-            fit_encoder(comparison.data, n_levels).save(folder)
+
+
+def check_plan(comparison: Comparison) -> bool:
+    """Whether the folder has a plan already. Raises CompareError when it is another comparison's."""
+    path, plan = comparison.out / "plan.json", _plan(comparison)
+    if not path.is_file():
+        return False
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if {key: found.get(key) for key in plan} != plan:
+        raise CompareError(f"{comparison.out} holds a comparison of another table, data or search: choose another")
+    return True
 
 
 def _encoder_folder(comparison: Comparison, n_levels: int | None) -> Path:
@@ -355,8 +371,13 @@ def chosen_rows(rows: str | None, groups: str | None) -> tuple[str, ...]:
 
 
 def read_states(comparison: Comparison) -> dict[str, RowState]:
-    """What is finished already, without training anything."""
-    states = {row.name: _state(row, comparison) for row in planned_rows(comparison)}
+    """What is finished already, of the rows that were asked for and of all others in the folder. Trains nothing.
+
+    Raises CompareError for a folder of another comparison, or of none.
+    """
+    if not check_plan(comparison):
+        raise CompareError(f"{comparison.out} holds no comparison: call without --report-only first")
+    states = {row.name: _state(row, comparison) for row in planned_rows(_with_all_rows(comparison))}
     for state in states.values():
         folder = comparison.out / "rows" / state.row.name
         for path in sorted(folder.glob("seed-*/measured.json")):
@@ -368,3 +389,17 @@ def read_states(comparison: Comparison) -> dict[str, RowState]:
         else:
             state.setting = Setting(next(iter(state.runs.values()))["learning_rate"])
     return states
+
+
+def all_states(comparison: Comparison, ran: Mapping[str, RowState]) -> dict[str, RowState]:
+    """The states of this call's rows, and beside them what the folder holds of rows that it was not asked for."""
+    return {name: ran.get(name, state) for name, state in read_states(comparison).items()}
+
+
+def _with_all_rows(comparison: Comparison) -> Comparison:
+    """The same for the rows that were asked for and those with a finished run in the folder."""
+    there = {path.parent.parent.name for path in (comparison.out / "rows").glob("*/seed-*/measured.json")}
+    prefix = f"{SWEPT}_levels_"
+    levels = sorted(int(name.removeprefix(prefix)) for name in there if name.startswith(prefix))
+    rows = (*comparison.rows, *(name for name in ROWS if name in there))
+    return replace(comparison, rows=tuple(dict.fromkeys(rows)), levels=(*comparison.levels, *levels))

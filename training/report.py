@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from service.contract.strict_json import strict_json
-from training.compare import Comparison, RowState
+from training.compare import Comparison, RowState, all_states
 from training.data.whole_files import write_whole
 from training.report_numbers import report_numbers
 from training.report_page import html, markdown
@@ -16,8 +16,8 @@ from training.report_sections import sections
 
 
 def write_report(comparison: Comparison, states: Mapping[str, RowState]) -> list[Path]:
-    """Writes the report of what is finished; the files' paths."""
-    numbers = report_numbers(comparison, states)
+    """Writes the report of `states` and of whatever else the folder holds; the files' paths."""
+    numbers = report_numbers(comparison, all_states(comparison, states))
     blocks = sections(numbers)
     title = f"Table of rivals: {comparison.table}, {numbers['comparison']['data']}"
     files = {

@@ -1,24 +1,27 @@
 """From the runs of a comparison to the numbers of its report, plain values only. Called by `training.report`.
 
-Means and spreads are over seeds; tests are paired over users of the test split, each ranker the mean of its seeds
-(`training.paired`). At most the test scores of three rows are in memory at a time.
+Means and spreads are over seeds. Tests are in `training.report_tests`, claims in `training.report_claims`. One number
+judges everything in a table, its `judged_by`. Runs of older programs lack some numbers; what lacks is left out.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from training.baselines import baseline_numbers
-from training.compare import SWEPT, Comparison, RowState
-from training.compare_worker import TEST_SCORES
+from training.compare import Comparison, RowState
+from training.compare_worker import PERMUTED_SCORES, TEST_SCORES
 from training.data.dataset import open_dataset
 from training.metrics import rela_impr
-from training.paired import paired_test
+from training.recipes import TABLES
 from training.report_claims import claims
+from training.report_intents import constant_intents, constants_to_observed, constants_to_truth
+from training.report_tests import add_tests
 from training.scores import Scored, load_scores
+from training.table import strongest_line
 from training.truth import intent_to_truth, oracle_numbers, read_truth, share_of_oracle
 
 COLUMNS = {
@@ -31,46 +34,55 @@ COLUMNS = {
     "ece": "ECE",
     "copc": "COPC",
 }
-JUDGED_BY = "gauc_request"
 BASE = "din"
-OURS = ("daian", "ablation", "levels")  # groups that are no rivals
-COUNTING = ("popularity", "click_rate", "pair_rate", "logit_click_rate_trigger", "logit_all")  # a goal is no shop's
-Loader = Callable[[str], list[Scored]]
+OURS = ("daian", "levels")  # groups that are no rivals; DAIAN's ablations are none either
 
 
 def report_numbers(comparison: Comparison, states: Mapping[str, RowState]) -> dict[str, Any]:
     """Everything that the report says. Raises DataError when scores or data cannot be read."""
-    rows = {name: row_numbers(state) for name, state in states.items()}
+    judged_by = TABLES[comparison.table].judged_by
+    rows = {name: row_numbers(state, judged_by) for name, state in states.items()}
     lines = baseline_numbers(comparison.data, "test")
     found: dict[str, Any] = {
         "comparison": _about(comparison),
         "rows": rows,
         "lines": lines,
-        "strongest_line": max(
-            (name for name in COUNTING if name in lines), key=lambda name: lines[name][JUDGED_BY], default=None
-        ),
+        "judged_by": judged_by,
+        "judged_title": COLUMNS[judged_by],
+        "strongest_line": strongest_line(lines, judged_by),
         "best_rival": best_rival(rows),
     }
-    _add_relative(rows, lines, found["strongest_line"], _timing(comparison))
+    _add_relative(found, _timing(comparison))
     _add_truth(found, comparison, states)
-    _add_tests(found, lambda name: load_row(comparison, states[name]))
+    add_tests(
+        rows,
+        found["best_rival"],
+        judged_by,
+        lambda name: load_row(comparison, states[name]),
+        lambda name: load_row(comparison, states[name], PERMUTED_SCORES),
+    )
     found["claims"] = claims(found)
     return found
 
 
-def load_row(comparison: Comparison, state: RowState) -> list[Scored]:
-    """The test scores of all seeds of a row."""
-    folder = comparison.out / "rows" / state.row.name
-    return [load_scores(folder / name / TEST_SCORES) for name in sorted(state.runs)]
+def load_row(comparison: Comparison, state: RowState, file: str = TEST_SCORES) -> list[Scored]:
+    """The test scores of all seeds of a row; none when permuted ones were not kept for all."""
+    paths = [comparison.out / "rows" / state.row.name / name / file for name in sorted(state.runs)]
+    if file == PERMUTED_SCORES and not all(path.is_file() for path in paths):
+        return []
+    return [load_scores(path) for path in paths]
 
 
-def row_numbers(state: RowState) -> dict[str, Any]:
+def row_numbers(state: RowState, judged_by: str) -> dict[str, Any]:
     """One row: mean and spread over its seeds."""
     found: dict[str, Any] = {
         "title": state.row.title,
         "group": state.row.group,
         "failure": state.failure,
         "n_levels": state.row.n_levels,
+        "ablation_of": state.row.ablation_of,
+        "is_rival": state.row.group not in OURS and state.row.ablation_of != "daian",
+        "n_seeds": len(state.runs),
         "learning_rate": None if state.setting is None else state.setting.learning_rate,
     }
     runs = [state.runs[name] for name in sorted(state.runs)]
@@ -80,7 +92,10 @@ def row_numbers(state: RowState) -> dict[str, Any]:
     return {
         **found,
         "numbers": {name: spread([value_of(run, name) for run in runs]) for name in COLUMNS},
-        "random_trigger": spread([number(run["random_trigger"][JUDGED_BY]) for run in runs]),
+        "random_trigger": spread([number(run["random_trigger"].get(judged_by)) for run in runs]),
+        "validation": spread([number(run["validation"].get(judged_by)) for run in runs]),
+        "code_sha256": sorted({run.get("code_sha256", "unknown") for run in runs}),
+        "intent_js_specific": spread([_js_of_specific(found) for found in measures]),
         "cpu_seconds": spread([number(run["cpu_seconds"]) for run in runs]),
         "n_parameters": runs[0]["n_parameters"],
         "n_steps": runs[0]["n_steps"],
@@ -94,6 +109,11 @@ def row_numbers(state: RowState) -> dict[str, Any]:
         "by_level": averaged([found["by_level"] for found in measures]),
         "reliability": averaged([found["calibration"]["reliability"] for found in measures[:1]]),
     }
+
+
+def _js_of_specific(measures: Mapping[str, Any]) -> float:
+    part = measures.get("intent", {}).get("specific", {})
+    return number(part["js_of_means"]["value"]) if "js_of_means" in part else math.nan
 
 
 def value_of(run: Mapping[str, Any], name: str) -> float:
@@ -129,9 +149,9 @@ def averaged(parts: Sequence[Any]) -> Any:
 
 
 def best_rival(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The rival with the highest mean on the test split. Chosen there, it is the harder one to beat."""
-    rivals = [name for name, row in rows.items() if row["group"] not in OURS and "numbers" in row]
-    return max(rivals, key=lambda name: rows[name]["numbers"][JUDGED_BY]["mean"], default=None)
+    """The rival with the highest mean on validation: chosen on the test split it would be the luckiest one."""
+    means = {name: row["validation"]["mean"] for name, row in rows.items() if row["is_rival"] and "numbers" in row}
+    return max((name for name in means if not math.isnan(means[name])), key=lambda name: means[name], default=None)
 
 
 def _about(comparison: Comparison) -> dict[str, Any]:
@@ -139,7 +159,9 @@ def _about(comparison: Comparison) -> dict[str, Any]:
     dataset = open_dataset(comparison.data)
     splits = {split: dataset.report[split] for split in ("train", "validation", "test") if split in dataset.report}
     sizes = {split: {key: part[key] for key in ("requests", "candidates", "clicks")} for split, part in splits.items()}
-    return {**plan, "seeds": comparison.n_seeds, "n_levels": dataset.n_levels, "sizes": sizes}
+    rates = TABLES[comparison.table].learning_rates
+    searched = {"learning_rates": list(rates), "n_settings": min(plan["trials"], len(set(rates)))}
+    return {**plan, **searched, "seeds": comparison.n_seeds, "n_levels": dataset.n_levels, "sizes": sizes}
 
 
 def _timing(comparison: Comparison) -> dict[str, Any]:
@@ -147,20 +169,16 @@ def _timing(comparison: Comparison) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")).get("rows", {}) if path.is_file() else {}
 
 
-def _add_relative(
-    rows: dict[str, dict[str, Any]],
-    lines: Mapping[str, Mapping[str, float]],
-    line: str | None,
-    timing: Mapping[str, Any],
-) -> None:
+def _add_relative(found: dict[str, Any], timing: Mapping[str, Any]) -> None:
     """RelaImpr and latency against DIN, and whether counting ranks as well."""
+    rows, lines, line, judged_by = found["rows"], found["lines"], found["strongest_line"], found["judged_by"]
     base = rows.get(BASE, {}).get("numbers")
     for name, row in rows.items():
         if "numbers" not in row:
             continue
-        mean = row["numbers"][JUDGED_BY]["mean"]
-        row["rela_impr"] = rela_impr(mean, base[JUDGED_BY]["mean"]) if base else math.nan
-        row["below_counting"] = line is not None and mean <= lines[line][JUDGED_BY]
+        mean = row["numbers"][judged_by]["mean"]
+        row["rela_impr"] = rela_impr(mean, base[judged_by]["mean"]) if base else math.nan
+        row["below_counting"] = line is not None and mean <= lines[line][judged_by]
         if name in timing:
             row["latency_ms"] = timing[name]["median_ms"]
             row["latency_ratio"] = row["latency_ms"] / timing[BASE]["median_ms"] if BASE in timing else math.nan
@@ -168,7 +186,10 @@ def _add_relative(
 
 def _add_truth(found: dict[str, Any], comparison: Comparison, states: Mapping[str, RowState]) -> None:
     """Against the oracle, where the data set is a simulated one."""
-    truth = read_truth(comparison.data, "test")
+    truth, constants = read_truth(comparison.data, "test"), constant_intents(comparison.data)
+    for row in found["rows"].values():
+        if row.get("intent"):
+            row["constants_to_observed"] = constants_to_observed(constants, row["intent"])
     if truth is None:
         return
     found["oracle"] = oracle_numbers(truth)
@@ -181,22 +202,9 @@ def _add_truth(found: dict[str, Any], comparison: Comparison, states: Mapping[st
         shares = [share_of_oracle(one, truth) for one in scored]
         row["oracle_share"] = {key: spread([share[key] for share in shares]) for key in shares[0]}
         if scored[0].intent is not None and scored[0].intent.shape[1] == own:
+            row["constants_to_truth"] = constants_to_truth(constants, scored[0], truth)
             found_js = [intent_to_truth(one, truth) for one in scored]
             row["intent_to_truth"] = {
                 kind: {key: spread([part[kind][key] for part in found_js]) for key in found_js[0][kind]}
                 for kind in found_js[0]
             }
-
-
-def _add_tests(found: dict[str, Any], load: Loader) -> None:
-    """Every row against the best rival, and DAIAN against every row: differences in GAUC per request."""
-    rows, rival = found["rows"], found["best_rival"]
-    trained = [name for name, row in rows.items() if "numbers" in row]
-    best = load(rival) if rival else None
-    daian = load(SWEPT) if SWEPT in trained else None
-    for name in trained:
-        own = load(name)
-        if best is not None and name != rival:
-            rows[name]["against_best_rival"] = paired_test(own, best, JUDGED_BY)._asdict()
-        if daian is not None and name != SWEPT:
-            rows[name]["daian_minus_this"] = paired_test(daian, own, JUDGED_BY)._asdict()

@@ -3,32 +3,26 @@
 Called by `training.report` with what `training.report_numbers` made. What was not measured is a dash.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
 from training.figures import bars, lines
-from training.report_numbers import BASE, COLUMNS, JUDGED_BY
+from training.report_cells import Numbers, difference, plain, plus_minus, trained
+from training.report_groups import ablations, control, first_of_a_page, new_and_known
+from training.report_numbers import BASE, COLUMNS
 from training.report_page import Block, Figure, Heading, Paragraph, Table
 
-Numbers = Mapping[str, Any]
 DAIAN = "daian"
-_HELD = {True: "held", False: "not held", None: "cannot be told"}
+_HELD = {True: "held", False: "not held", None: "not decided"}
 
 
 def sections(found: Numbers) -> list[Block]:
     """The whole report."""
     parts: tuple[Callable[[Numbers], Iterator[Block]], ...] = (
-        _about, _table, _costs, _claims, _counting, _control, _oracle, _intents, _diversity, _levels, _ablations,
-        _click_rates, _inside, _failures,
+        _about, _table, _costs, _claims, _counting, control, _oracle, _intents, _diversity, new_and_known,
+        first_of_a_page, _levels, ablations, _click_rates, _inside, _failures,
     )  # fmt: skip
     return [block for part in parts for block in part(found)]
-
-
-def trained(found: Numbers) -> dict[str, Any]:
-    """The rows that have numbers."""
-    return {name: row for name, row in found["rows"].items() if "numbers" in row}
 
 
 def _about(found: Numbers) -> Iterator[Block]:
@@ -37,26 +31,38 @@ def _about(found: Numbers) -> Iterator[Block]:
         f"{split}: {n['requests']:,} requests, {n['clicks']:,} clicks" for split, n in about["sizes"].items()
     )
     yield Paragraph(f"Data {about['data']} ({sizes}). Machine: {about['machine']}.")
+    rates = ", ".join(f"{rate:g}" for rate in about["learning_rates"])
     searched = (
-        "The same learning rate for every row, no search"
-        if about["trials"] == 1
-        else f"Every row: {about['trials']} trials of the learning rate on validation with a seed of their own"
+        f"No search: one learning rate of {rates} for every row"
+        if about["n_settings"] == 1
+        else f"Every row: {about['n_settings']} settings tried on validation, learning rates of {rates}"
     )
     yield Paragraph(
-        f"{searched}, then {about['seeds']} seeds. Numbers are of the test split: mean ± standard deviation over seeds."
+        f"{searched}, then up to {_most_seeds(found)} seeds. Numbers are of the test split: mean ± standard "
+        "deviation over seeds."
     )
+    codes = sorted({code for row in trained(found).values() for code in row["code_sha256"]})
+    if len(codes) > 1:
+        named = ", ".join(code[:12] for code in codes)
+        yield Paragraph(f"Mixed: runs were made by different code ({named}); compare such rows with care.")
+
+
+def _most_seeds(found: Numbers) -> int:
+    return max((row["n_seeds"] for row in found["rows"].values()), default=0)
 
 
 def _table(found: Numbers) -> Iterator[Block]:
     yield Heading("The table")
-    header = ("", *COLUMNS.values(), "RelaImpr", "against best rival", "")
-    yield Table(header, tuple(_grouped(found, _cells)))
+    header = ("", "seeds", *COLUMNS.values(), "RelaImpr", "against best rival", "")
+    most, judged = _most_seeds(found), found["judged_title"]
+    yield Table(header, tuple(_grouped(found, lambda row: _cells(row, most))))
     rival = found["best_rival"]
     named = found["rows"][rival]["title"] if rival else "none"
     yield Paragraph(
-        "GAUC is weighted by impressions, AUC/request is a plain mean. RelaImpr: of GAUC per request over DIN's, in %. "
-        f"Best rival by GAUC per request on the test split: {named}; differences to it are paired over users, with "
-        "95 % intervals; * where 0 is outside."
+        "GAUC is weighted by impressions, AUC/request is a plain mean. "
+        f"Everything is judged by {judged}; RelaImpr: of it over DIN's, in %. Best rival by {judged} on the validation "
+        f"split: {named}; differences to it are paired over users, with 95 % intervals and p; * where p, adjusted by "
+        "Holm over this column, is below 0.05."
     )
 
 
@@ -69,14 +75,22 @@ def _grouped(found: Numbers, cells: Callable[[Numbers], tuple[str, ...]]) -> Ite
             yield (row["title"], *cells(row))
 
 
-def _cells(row: Numbers) -> tuple[str, ...]:
+def _cells(row: Numbers, most: int) -> tuple[str, ...]:
     if "numbers" not in row:
-        return (*["–"] * (len(COLUMNS) + 2), f"failed: {row['failure']}")
+        return ("0", *["–"] * (len(COLUMNS) + 2), f"failed: {row['failure']}")
     numbers = [plus_minus(row["numbers"][name]) for name in COLUMNS]
     marks = ["below counting"] if row["below_counting"] else []
+    if row["n_seeds"] < most:
+        marks.append("fewer seeds")
     if row["failure"]:
         marks.append(f"a seed failed: {row['failure']}")
-    return (*numbers, plain(row["rela_impr"], "+.2f"), _difference(row.get("against_best_rival")), ", ".join(marks))
+    return (
+        str(row["n_seeds"]),
+        *numbers,
+        plain(row["rela_impr"], "+.2f"),
+        difference(row.get("against_best_rival")),
+        ", ".join(marks),
+    )
 
 
 def _costs(found: Numbers) -> Iterator[Block]:
@@ -128,21 +142,9 @@ def _counting(found: Numbers) -> Iterator[Block]:
     ]
     yield Table(("", *(COLUMNS[name] for name in shown), ""), tuple(rows))
     below = [row["title"] for row in trained(found).values() if row["below_counting"]]
-    yield Paragraph("Not above the strongest of them in GAUC per request: " + (", ".join(below) or "no row") + ".")
-
-
-def _control(found: Numbers) -> Iterator[Block]:
-    yield Heading("Under the trigger of another request")
-    rows = [
-        (
-            row["title"],
-            plus_minus(row["numbers"][JUDGED_BY]),
-            plus_minus(row["random_trigger"]),
-            plain(row["numbers"][JUDGED_BY]["mean"] - row["random_trigger"]["mean"], "+.4f"),
-        )
-        for row in trained(found).values()
-    ]
-    yield Table(("", "GAUC request", "with permuted triggers", "falls by"), tuple(rows))
+    yield Paragraph(
+        f"Not above the strongest of them in {found['judged_title']}: " + (", ".join(below) or "no row") + "."
+    )
 
 
 def _oracle(found: Numbers) -> Iterator[Block]:
@@ -221,27 +223,12 @@ def _levels(found: Numbers) -> Iterator[Block]:
         swept[found["comparison"]["n_levels"]] = rows[DAIAN]
     yield Heading("Number of similarity levels (Fig. 7)")
     points = {
-        key: [(float(n), swept[n]["numbers"][key]["mean"]) for n in sorted(swept)] for key in (JUDGED_BY, "gauc_user")
+        key: [(float(n), swept[n]["numbers"][key]["mean"]) for n in sorted(swept)]
+        for key in dict.fromkeys((found["judged_by"], "gauc_user"))
     }
     yield Figure(lines("DAIAN by number of levels", {COLUMNS[key]: found for key, found in points.items()}, "n"))
     cells = [(str(n), *(plus_minus(swept[n]["numbers"][key]) for key in points)) for n in sorted(swept)]
     yield Table(("n", *(COLUMNS[key] for key in points)), tuple(cells))
-
-
-def _ablations(found: Numbers) -> Iterator[Block]:
-    rows = [row for name, row in trained(found).items() if name == DAIAN or row["group"] == "ablation"]
-    if len(rows) < 2:
-        return
-    yield Heading("Ablations (Table 2)")
-    numbers = [row["numbers"][JUDGED_BY] for row in rows]
-    series = {"GAUC request": [n["mean"] for n in numbers]}
-    spreads = {"GAUC request": [n["sd"] for n in numbers]}
-    yield Figure(bars("GAUC per request", [row["title"] for row in rows], series, spreads, zero=False))
-    cells = [
-        (row["title"], plus_minus(n), _difference(row.get("daian_minus_this")))
-        for row, n in zip(rows, numbers, strict=True)
-    ]
-    yield Table(("", "GAUC request", "DAIAN minus this"), tuple(cells))
 
 
 def _click_rates(found: Numbers) -> Iterator[Block]:
@@ -286,23 +273,3 @@ def _failures(found: Numbers) -> Iterator[Block]:
     if failed or notes:
         yield Heading("Failures and notes")
         yield Table(("", "what happened"), tuple(failed + notes))
-
-
-def _difference(test: Numbers | None) -> str:
-    if test is None or math.isnan(test["p"]):
-        return "–"
-    mark = " *" if test["low"] > 0 or test["high"] < 0 else ""
-    return f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]{mark}"
-
-
-def plus_minus(found: Numbers | None, form: str = ".4f") -> str:
-    """Mean ± standard deviation."""
-    if found is None or math.isnan(found["mean"]):
-        return "–"
-    sd = "" if math.isnan(found["sd"]) else f" ± {found['sd']:{form}}"
-    return f"{found['mean']:{form}}{sd}"
-
-
-def plain(value: float | None, form: str = ".4f") -> str:
-    """A number, or a dash."""
-    return "–" if value is None or math.isnan(value) else f"{value:{form}}"

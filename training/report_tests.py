@@ -1,0 +1,70 @@
+"""The paired tests of a comparison: against the best rival, DAIAN and the whole model, and without the trigger.
+
+Called by `training.report_numbers`. Tests are paired over users of the test split, each ranker the mean of its seeds.
+At most the test scores of four rows are in memory at a time.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from training.bootstrap import USUAL, Resampling
+from training.paired import SIGNIFICANT, paired_test
+from training.scores import Scored
+
+SWEPT = "daian"
+AGAINST_BEST, AGAINST_DAIAN = "against_best_rival", "daian_minus_this"
+AGAINST_WHOLE, AGAINST_PERMUTED = "whole_minus_this", "true_minus_random_trigger"
+_RESAMPLES_A_ROW = 100  # p is at least 2 / (n + 1): with fewer no star could outlive Holm's factor
+
+Loader = Callable[[str], list[Scored]]
+Rows = Mapping[str, dict[str, Any]]
+
+
+def add_tests(rows: Rows, rival: str | None, judged_by: str, load: Loader, load_permuted: Loader) -> None:
+    """Puts the tests into the rows, with p adjusted by Holm within each kind of test.
+
+    `load_permuted`: a row's scores under permuted triggers, empty where runs did not keep them.
+    """
+    trained = [name for name, row in rows.items() if "numbers" in row]
+    resampling = Resampling(n=max(USUAL.n, _RESAMPLES_A_ROW * len(trained)))
+
+    def test(left: Sequence[Scored], right: Sequence[Scored]) -> dict[str, Any]:
+        return paired_test(left, right, judged_by, resampling=resampling)._asdict()
+
+    best = load(rival) if rival else None
+    daian = load(SWEPT) if SWEPT in trained else None
+    for name in trained:
+        own, row = load(name), rows[name]
+        if best is not None and name != rival:
+            row[AGAINST_BEST] = test(own, best)
+        if daian is not None and name != SWEPT:
+            row[AGAINST_DAIAN] = test(daian, own)
+        whole = row["ablation_of"]
+        if whole in trained:
+            row[AGAINST_WHOLE] = row[AGAINST_DAIAN] | {} if whole == SWEPT else test(load(whole), own)
+        permuted = load_permuted(name)
+        if permuted:
+            row[AGAINST_PERMUTED] = test(own, permuted)
+    for kind in (AGAINST_BEST, AGAINST_DAIAN, AGAINST_WHOLE, AGAINST_PERMUTED):
+        found = [rows[name][kind] for name in trained if kind in rows[name]]
+        for one, adjusted in zip(found, holm([one["p"] for one in found]), strict=True):
+            one["p_holm"] = adjusted
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (1979): the chance of one false find among all of them stays below the bound.
+
+    NaN stays NaN and counts as no test.
+    """
+    order = sorted((at for at, value in enumerate(p) if not math.isnan(value)), key=lambda at: p[at])
+    adjusted, largest = [math.nan] * len(p), 0.0
+    for rank, at in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def is_starred(test: Mapping[str, float]) -> bool:
+    """Whether a difference stands after Holm's adjustment."""
+    return test["p_holm"] < SIGNIFICANT
