@@ -1,6 +1,7 @@
 """A comparison from plan to report: searched alike, resumed without training again, failures told beside the rest."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,8 +150,49 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
     text, page = paths[1].read_text(), paths[2].read_text()
     assert "DAIAN is ahead of DIN in GAUC" in text
     assert "nan" not in text.lower().replace("dominan", "")
+    assert found["judged_by"] == "gauc_request"
+    assert "constant training mean" in text
+    assert "New and known items and users" in text
+    assert "2 settings tried" in text
     assert "<svg" in page
     assert not any(word in page for word in ("<script", "src=", "<link", "@import"))
+
+
+def test_a_call_with_fewer_rows_reports_those_of_the_folder_too(world: Path, finished_folder: Path) -> None:
+    few = comparison(world, finished_folder, rows=("din",))
+    states = compare(few, Watching())
+    assert list(states) == ["din"]
+    found = json.loads(write_report(few, states)[0].read_text())
+    assert list(found["rows"]) == ["din", "daian", "daian_levels_3"]
+    assert found["comparison"]["n_settings"] == 2
+    assert all(len(row["code_sha256"]) == 1 for row in found["rows"].values())
+
+
+def test_only_a_report_of_another_plan_or_of_no_plan_is_refused(
+    world: Path, finished_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CompareError, match="another table"):
+        read_states(replace(comparison(world, finished_folder), n_trials=1))
+    with pytest.raises(CompareError, match="no comparison"):
+        read_states(comparison(world, tmp_path))
+
+
+def test_runs_of_older_programs_are_reported_without_what_they_lack(
+    world: Path, finished_folder: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "out"
+    shutil.copytree(finished_folder, old)
+    for path in old.glob("rows/*/seed-*/measured.json"):
+        run = json.loads(path.read_text())
+        del run["code_sha256"]
+        path.write_text(json.dumps(run))
+        (path.parent / "scores_test_permuted.npz").unlink()
+    wanted = comparison(world, old)
+    found = json.loads(write_report(wanted, read_states(wanted))[0].read_text())
+    kept = json.loads(write_report(comparison(world, finished_folder), {})[0].read_text())
+    assert "true_minus_random_trigger" not in found["rows"]["daian"]
+    assert "true_minus_random_trigger" in kept["rows"]["daian"]
+    assert found["rows"]["daian"]["code_sha256"] == ["unknown"]
 
 
 def test_a_row_that_fails_is_reported_and_the_others_go_on(
