@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-SAYS_NOTHING = 1  # ids up to this one are "nothing" and "unknown": they name nobody
-
 
 def page_pairs(there: Bool[Tensor, "R C"], at_most: int) -> Bool[Tensor, "R C C"]:
     """Pairs i < j of candidates of the same page, each at most once; `at_most` of a page's, drawn evenly."""
@@ -28,7 +26,8 @@ def pairs_over_time(
 ) -> Int64[Tensor, "P 2"]:
     """Rows (clicked, not clicked) of the same user's candidates in two different requests; at most so many, drawn.
 
-    `user` is the id of each request's user; a user who is nothing or unknown is nobody, and makes no pair.
+    `user` is the code of each request's user, as `LabelledInputs.user_group` has it: a request of nobody known has a
+    code of its own, and makes no pair.
     """
     clicked, other = (clicks > 0).nonzero().squeeze(1), (clicks <= 0).nonzero().squeeze(1)
     users, others = user[request[clicked]], user[request[other]]
@@ -44,5 +43,5 @@ def pairs_over_time(
     if not len(other) or not len(clicked):
         return torch.zeros(0, 2, dtype=torch.int64, device=clicks.device)
     right = other[drawn]
-    fits = (n_partners > 0).unsqueeze(1) & (users > SAYS_NOTHING).unsqueeze(1) & (request[left] != request[right])
+    fits = (n_partners > 0).unsqueeze(1) & (request[left] != request[right])
     return torch.stack([left[fits], right[fits]], dim=1)[:at_most]

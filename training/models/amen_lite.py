@@ -112,15 +112,15 @@ class AmenLite(nn.Module):
         return ModelOutputs(self.top(rows.per_candidate(state["top"]), torch.cat(parts, dim=-1)), {})
 
     def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:  # noqa: ARG002
-        """BCE + w TSP, TSP = mean of -log σ(z⁺ - z⁻)."""
+        """BCE + w TSP, TSP = Σ -log σ(z⁺ - z⁻) / `pairs_per_batch`."""
         inputs = batch.inputs
         logits = self.score(self.encode_request(inputs), inputs).logits
         loss = batch.click_loss(logits)
-        user = inputs.user_fields[:, 0]
-        pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, self.config.pairs_per_batch)
-        if not len(pairs):
-            return loss
-        return loss + self.config.pair_weight * F.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).mean()
+        user, at_most = torch.from_numpy(batch.user_group), self.config.pairs_per_batch
+        pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, at_most)
+        # A sum over a full batch's number: one pair that a batch holds by chance weighs as one.
+        apart = F.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).sum() / at_most
+        return loss + self.config.pair_weight * apart
 
 
 def stages(config: AmenLiteConfig) -> tuple[Stage, ...]:

@@ -10,8 +10,8 @@ leaves the state (code: u ← (1 - a) u in a cell that keeps u of the old state,
 
 Our assumptions: states have an item's width, which the inner product needs; what is foreseen is the item without its
 age, else a click would be told from its negative by the time. Negatives are behaviours of other requests of the batch,
-never of the same user (where known) nor an item of the user's own sequence; a draw that is one is left out of the mean.
-The auxiliary loss is a mean over a batch's behaviours, once per request and not once per candidate. Deviation: both
+never of the same user (where the log knows) nor an item of the user's own sequence; a draw that is one is left out
+of the mean. The auxiliary loss is a mean over a batch's behaviours, once per request and not once per candidate. Deviation: both
 networks read the newest `n_steps` behaviours, all of them under the rules' usual 50; `layers.recurrent` says why.
 
 DIEN+2TA: one extractor, a second attention and a second AUGRU with the trigger as query, both candidate-free.
@@ -32,8 +32,6 @@ from training.layers.page_tables import PageTables
 from training.layers.ragged import CandidateRows
 from training.layers.recurrent import AttentionalGru, SequenceGru, newest
 from training.models.spec import LabelledInputs, ModelOutputs, ModelSpec, Stage, State
-
-FIRST_KNOWN_USER = 2  # 0 and 1 are nobody and anybody
 
 
 @dataclass(frozen=True)
@@ -112,16 +110,21 @@ class Dien(nn.Module):
 
     def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:  # noqa: ARG002
         """L_target + α L_aux (eq. 7)."""
-        state = self.encode_request(batch.inputs)
+        state, users = self.encode_request(batch.inputs), torch.from_numpy(batch.user_group)
         clicks = batch.click_loss(self.score(state, batch.inputs).logits)
-        return clicks + self.config.auxiliary_weight * self.auxiliary_loss(state["interests"], batch.inputs)
+        return clicks + self.config.auxiliary_weight * self.auxiliary_loss(state["interests"], batch.inputs, users)
 
-    def auxiliary_loss(self, interests: Float[Tensor, "R T H"], inputs: ModelInputs) -> Float[Tensor, ""]:
-        """Eq. 6: every interest state tells the next behaviour from one of somebody else. 0 without a next one."""
+    def auxiliary_loss(
+        self, interests: Float[Tensor, "R T H"], inputs: ModelInputs, users: Int64[Tensor, " R"]
+    ) -> Float[Tensor, ""]:
+        """Eq. 6: every interest state tells the next behaviour from one of somebody else. 0 without a next one.
+
+        `users`: equal codes are one user; not the ids of the inputs, where most may be hidden in training.
+        """
         fields, age = newest(inputs.history_fields, inputs.history_age, self.config.n_steps)
         mask = age > 0
         items = self.page.behaviours.item(fields)
-        places, usable = foreign_behaviours(fields[..., 0], mask, inputs.user_fields[:, 0])
+        places, usable = foreign_behaviours(fields[..., 0], mask, users)
         foreign = items.flatten(0, 1)[places]
         states = interests[:, :-1]
         followed = mask[:, 1:]
@@ -140,7 +143,7 @@ def foreign_behaviours(
 ) -> tuple[Int64[Tensor, "R P"], Bool[Tensor, "R P"]]:
     """One behaviour of the batch for every step but the first: its place among all R·T, and whether it is foreign.
 
-    Drawn uniformly over what is there, so by popularity. Foreign: of another request, not of the same known user, and
+    Drawn uniformly over what is there, so by popularity. Foreign: of another request, not of the same user, and
     not an item of the request's own sequence. T - 1 = P draws per request.
     """
     n_requests, n_steps = items.shape
@@ -151,7 +154,7 @@ def foreign_behaviours(
     places = there[torch.randint(len(there), (n_requests, n_steps - 1), device=items.device)]
     owner = torch.div(places, n_steps, rounding_mode="floor")
     same_request = owner == torch.arange(n_requests, device=items.device).unsqueeze(1)
-    same_user = (users[owner] == users.unsqueeze(1)) & (users.unsqueeze(1) >= FIRST_KNOWN_USER)
+    same_user = users[owner] == users.unsqueeze(1)
     drawn = items.flatten()[places]
     own_item = ((drawn.unsqueeze(2) == items.unsqueeze(1)) & mask.unsqueeze(1)).any(-1)
     return places, ~(same_request | same_user | own_item)

@@ -223,17 +223,17 @@ class NifLite(nn.Module):
         return ModelOutputs(ranker.top(rows.per_candidate(state["top"]), torch.cat(parts, dim=-1)), {})
 
     def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:
-        """Flow: the generator's loss. Clicks: BCE + w TSP, TSP = mean of -log σ(z⁺ - z⁻)."""
+        """Flow: the generator's loss. Clicks: BCE + w TSP, TSP = Σ -log σ(z⁺ - z⁻) / `pairs_per_batch`."""
         inputs = batch.inputs
         if stage == "flow":
             return self.flow.loss(inputs)
         logits = self.score(self.encode_request(inputs), inputs).logits
         loss = batch.click_loss(logits)
-        user = inputs.user_fields[:, 0]
-        pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, self.config.pairs_per_batch)
-        if not len(pairs):
-            return loss
-        return loss + self.config.pair_weight * F.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).mean()
+        user, at_most = torch.from_numpy(batch.user_group), self.config.pairs_per_batch
+        pairs = pairs_over_time(user, inputs.candidate_request, batch.clicks, at_most)
+        # A sum over a full batch's number: one pair that a batch holds by chance weighs as one.
+        apart = F.softplus(logits[pairs[:, 1]] - logits[pairs[:, 0]]).sum() / at_most
+        return loss + self.config.pair_weight * apart
 
 
 def before_stage(model: NifLite, stage: str, facts: TrainingFacts) -> None:  # noqa: ARG001

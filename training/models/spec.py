@@ -69,6 +69,11 @@ class LabelledInputs(Protocol):
         """bool [R]."""
         ...
 
+    @property
+    def user_group(self) -> Int64[np.ndarray, " R"]:
+        """Equal codes are one user, also one that the inputs hide; a request of nobody known has its own."""
+        ...
+
     def click_loss(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of the clicks under logits [N]: a scalar. Knows of candidates that were left out."""
         ...

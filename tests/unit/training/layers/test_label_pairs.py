@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.layers import label_pairs
 from training.layers.label_pairs import page_pairs, pairs_over_time
 
-USER = torch.tensor([7, 7, 9, 1, 1])  # two requests of one user, one of another, two of nobody known
+USER = torch.tensor([7, 7, 9, 3, 4])  # two requests of one user, one of another, two of nobody known
 REQUEST = torch.tensor([0, 0, 1, 1, 2, 2, 3, 4])
 CLICKS = torch.tensor([1.0, 0, 0, 1, 1, 0, 1, 0])
 
@@ -35,9 +34,9 @@ def test_pairs_over_time_are_of_one_user_in_two_requests() -> None:
     assert found == {(0, 2), (3, 1)}
 
 
-def test_if_the_unknown_user_were_somebody_strangers_would_be_paired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_pairs, "SAYS_NOTHING", 0)
-    found = {tuple(pair) for pair in pairs_over_time(USER, REQUEST, CLICKS, 400).tolist()}
+def test_by_ids_that_hide_who_it_is_strangers_would_be_paired() -> None:
+    hidden = torch.tensor([7, 7, 9, 1, 1])  # both unknown
+    found = {tuple(pair) for pair in pairs_over_time(hidden, REQUEST, CLICKS, 400).tolist()}
     assert (6, 7) in found
 
 

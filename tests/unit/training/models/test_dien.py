@@ -28,9 +28,9 @@ def built(config: DienConfig = SMALL) -> Dien:
 
 
 def check_negatives(draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """Requests 0 and 1 are of one user, 2 and 3 of unknown ones; request 4 has no history."""
+    """Requests 0 and 1 are of one user, 2 and 3 of two others; request 4 has no history."""
     items = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0], [5, 10, 11, 12], [13, 6, 14, 0], [0, 0, 0, 0]])
-    mask, users = items > 0, torch.tensor([4, 4, 1, 1, 3])
+    mask, users = items > 0, torch.tensor([4, 4, 1, 2, 3])
     torch.manual_seed(0)
     seen: set[tuple[int, int]] = set()
     for _ in range(200):
@@ -65,7 +65,7 @@ def test_a_batch_without_any_history_has_no_negatives_and_no_auxiliary_loss() ->
     empty = inputs._replace(history_age=torch.zeros_like(inputs.history_age))
     model = built()
     state = model.encode_request(empty)
-    assert model.auxiliary_loss(state["interests"], empty).item() == 0
+    assert model.auxiliary_loss(state["interests"], empty, torch.arange(2)).item() == 0
     assert torch.isfinite(model.score(state, empty).logits).all()
 
 
@@ -89,7 +89,7 @@ def test_the_auxiliary_loss_is_equation_six(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(dien, "foreign_behaviours", remembered)
     torch.manual_seed(5)
-    found = model.auxiliary_loss(model.encode_request(inputs)["interests"], inputs)
+    found = model.auxiliary_loss(model.encode_request(inputs)["interests"], inputs, torch.arange(4) // 2)
     ((places, usable),) = drawn
     right, wrong = [], []
     for r in range(4):

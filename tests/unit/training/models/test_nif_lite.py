@@ -117,19 +117,19 @@ def test_histories_without_a_next_behaviour_are_no_fault() -> None:
 def test_the_click_loss_is_cross_entropy_plus_pairs_over_time() -> None:
     one = model().eval()
     batch = random_batch(COUNTS)
-    users = batch.inputs.user_fields.clone()
-    users[:, 0] = 5  # all requests are of one user
-    batch = batch._replace(inputs=batch.inputs._replace(user_fields=users))
+    users = torch.full((len(COUNTS),), 5)  # all requests are of one user,
+    batch = batch._replace(user_group=users.numpy())
+    batch.inputs.user_fields[:, 0] = 1  # which the inputs hide
     with torch.no_grad():
         torch.manual_seed(4)
         loss = one.own_loss("clicks", batch).item()
         logits = one.score(one.encode_request(batch.inputs), batch.inputs).logits
         torch.manual_seed(4)
-        pairs = pairs_over_time(users[:, 0], batch.inputs.candidate_request, batch.clicks, 1024).tolist()
+        pairs = pairs_over_time(users, batch.inputs.candidate_request, batch.clicks, 1024).tolist()
     wanted = [math.log(1 + math.exp(-(float(logits[a]) - float(logits[b])))) for a, b in pairs]
     clicks = F.binary_cross_entropy_with_logits(logits, batch.clicks).item()
     assert len(pairs) > 100
-    assert loss == pytest.approx(clicks + 0.1 * sum(wanted) / len(wanted), abs=1e-4)
+    assert loss == pytest.approx(clicks + 0.1 * sum(wanted) / 1024, abs=1e-4)
 
 
 def test_the_ranker_begins_with_the_generators_items() -> None:
