@@ -10,11 +10,11 @@ trains, with the base frozen and every shown item treated as if it were cold, th
 the two networks by the loss with v_warm (v_cold stopped): no gradient crosses over. At the end the vectors of the cold
 items are written into DIN's own table: what is served is a plain DIN.
 
-Left open by the paper, and ours: "cold" is an item with fewer than `cold_below` clicks on the training days; an item
-that nobody clicked has the mean user. The written vector counts wherever the item appears, also as trigger and in
-histories; while the networks learn, these have the base's vectors. Items that the encoder does not know share one row,
-which no side field can tell apart: they keep it. The paper knows no trigger: with `use_trigger` its fields and the
-candidate's similarity to it are plain features.
+Left open by the paper, and ours: "cold" is an item shown fewer than `cold_below` times on the training days, as in the
+evaluation report; an item that nobody clicked has the mean user. The written vector counts wherever the item appears,
+also as trigger and in histories; while the networks learn, these have the base's vectors. Items that the encoder does
+not know share one row, which no side field can tell apart: they keep it. The paper knows no trigger: with `use_trigger`
+its fields and the candidate's similarity to it are plain features.
 """
 
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ class Mwuf(nn.Module):
         """Which items are cold, who clicked them, and a new table in which all are alike."""
         ids = self.din.page.behaviours.item_ids.weight.detach()
         known = torch.arange(len(ids)) >= FIRST_KNOWN
-        self.is_cold.copy_((torch.from_numpy(facts.item_clicks) < self.cold_below) & known)
+        self.is_cold.copy_((torch.from_numpy(facts.item_impressions) < self.cold_below) & known)
         self.item_fields.copy_(torch.from_numpy(facts.item_fields))
         clicks = torch.from_numpy(facts.click_user), torch.from_numpy(facts.click_item)
         self.mean_clicker.copy_(mean_clickers(self._user_ids().weight.detach(), *clicks, len(ids)))
@@ -187,7 +187,7 @@ def _meta_network(width: int, hidden: int, out: int) -> nn.Sequential:
     layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
     for parameter in layers.parameters():
         nn.init.uniform_(parameter, -INITIAL_SPREAD, INITIAL_SPREAD)
-    keep_start(*layers)  # the paper's own, near zero: a warm vector begins as the cold one
+    keep_start(*layers)  # the paper's own, near zero: scale and shift, and so a warm vector, begin near 0
     return layers
 
 

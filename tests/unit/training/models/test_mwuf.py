@@ -29,11 +29,11 @@ COUNTS = (3, 1, 4)
 
 
 def facts() -> TrainingFacts:
-    """Item i has i mod 7 clicks, all by user 2 + i mod 20."""
+    """Item i was shown i mod 7 times and clicked each time, all by user 2 + i mod 20."""
     items = np.repeat(np.arange(N_ITEMS), np.arange(N_ITEMS) % 7)
     chance = np.random.default_rng(3)
     fields = np.stack([np.arange(N_ITEMS), *(chance.integers(1, height, N_ITEMS) for height in SIZES.item[1:])], axis=1)
-    return TrainingFacts(np.full(N_ITEMS, 9), np.arange(N_ITEMS) % 7, 2 + items % 20, items, fields)
+    return TrainingFacts(np.arange(N_ITEMS) % 7, np.arange(N_ITEMS) % 7, 2 + items % 20, items, fields)
 
 
 def built(stage: str = META) -> Mwuf:
@@ -229,5 +229,5 @@ def test_killed_while_warming_it_ends_with_the_same_bits(tmp_path: Path) -> None
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
     told = training_facts(world, fit_encoder(world))
     assert not whole["warming"].any()
-    assert np.array_equal(whole["is_cold"].numpy()[2:], told.item_clicks[2:] < 20)
+    assert np.array_equal(whole["is_cold"].numpy()[2:], told.item_impressions[2:] < 20)
     assert 0 < whole["is_cold"].sum() < len(told.item_clicks) - 2
