@@ -7,7 +7,8 @@ and sees the personalisation code alone, not the features. A cold item passes th
 The paper finds that a few features that say how cold somebody is are the best code, and that all features are worse
 than no POSO. It is about new users; DAIAN's experiments use it for new items. So the code is how often the candidate
 was shown on the training days and how many behaviours the user has, both as the number of powers of two below. An item
-that the encoder does not know counts as never shown.
+that the encoder does not know counts as never shown. In training a candidate counts as shown once less than it was: its
+own row is among those counted, and without that nothing would ever be "never shown" but when served.
 
 C is not given in the paper; at 2 the mean gate is 1 (ours). The last layer gives one logit and has no gate. The paper
 knows no trigger: with `use_trigger` its fields and the candidate's similarity to it are plain features.
@@ -91,6 +92,7 @@ class Poso(nn.Module):
     """DIN below, gated network above. Until the training days are counted every item is as new as can be."""
 
     item_bucket: Tensor
+    others_bucket: Tensor
 
     def __init__(self, config: PosoConfig, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -109,11 +111,13 @@ class Poso(nn.Module):
         )
         never_shown = bucket(torch.zeros(sizes.item[0], dtype=torch.int64), ITEM_BUCKETS)
         self.register_buffer("item_bucket", never_shown)  # saved with the weights: it is what the codes were learnt for
+        self.register_buffer("others_bucket", never_shown.clone())  # by the impressions but one; for training alone
 
     def count(self, impressions: Int64[Tensor, " M"]) -> None:
         """Sets how often each item was shown, by its id."""
         known = torch.arange(len(impressions)) >= FIRST_KNOWN
         self.item_bucket.copy_(bucket(impressions * known, ITEM_BUCKETS))
+        self.others_bucket.copy_(bucket((impressions * known - 1).clamp_min(0), ITEM_BUCKETS))
 
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:  # noqa: ARG002
         """The history's keys and the request's parts of first layer and gates."""
@@ -126,7 +130,8 @@ class Poso(nn.Module):
         """Logits of the candidates."""
         rows = CandidateRows.of(inputs.candidate_request, state["top"].shape[0])
         features = self.inputs.candidates(rows, state, inputs, self.inputs.page.item(inputs))
-        code = self.item_code(self.item_bucket[inputs.candidate_fields[:, 0]])
+        buckets = self.others_bucket if self.training else self.item_bucket
+        code = self.item_code(buckets[inputs.candidate_fields[:, 0]])
         gates = self.top.gates(rows.per_candidate(state["gates"]), code)
         return ModelOutputs(self.top(rows.per_candidate(state["top"]), features, gates), {})
 

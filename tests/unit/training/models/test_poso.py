@@ -52,6 +52,22 @@ def test_what_is_not_known_was_never_shown() -> None:
     assert codes[2:6] == [4, 5, 5, 5]  # shown 6, 9, 12 and 15 times
 
 
+def test_in_training_a_row_does_not_count_itself() -> None:
+    model = built()
+    model.count(torch.tensor([0, 0, 0, 1, 2, 4] + [9] * (SIZES.item[0] - 6)))
+    assert model.others_bucket[2:6].tolist() == [1, 1, 2, 3]
+    assert model.item_bucket[2:6].tolist() == [1, 2, 3, 4]
+    inputs = random_inputs(COUNTS)
+    inputs.candidate_fields[:, 0] = 3  # shown once: in training nobody else has shown it
+    never = []
+    for training in (True, False):
+        model.train(training)
+        logits = model.score(model.encode_request(inputs), inputs).logits.sum()
+        (slope,) = torch.autograd.grad(logits, model.item_code.weight)
+        never.append(bool(slope[1].any()))
+    assert never == [True, False]
+
+
 def test_a_fresh_model_has_only_new_items() -> None:
     assert set(Poso(CONFIG, SIZES).item_bucket.tolist()) == {1}
 
