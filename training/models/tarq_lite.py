@@ -215,10 +215,21 @@ def explained(model: TarqLite, batch: LabelledInputs) -> float:
 
 
 def before_stage(model: TarqLite, stage: str, facts: TrainingFacts) -> None:  # noqa: ARG001
-    """The student begins with the teacher's tables, and its codes where the teacher's items lie."""
+    """The student begins with the teacher's tables, its codes where the teacher's items lie.
+
+    Where both have the same widths it also takes over the network above, and its h is at first read as the teacher's.
+    """
     if stage == "student":
         model.student.tables.load_state_dict(model.teacher.tables.state_dict())
         model.student.items.start_from(model.teacher.tables)
+        if shapes(model.student.top) == shapes(model.teacher.top):
+            model.student.top.load_state_dict(model.teacher.top.state_dict())
+            nn.init.eye_(model.student.to_teacher.weight)
+
+
+def shapes(module: nn.Module) -> list[torch.Size]:
+    """Of its parameters, in order."""
+    return [parameter.shape for parameter in module.parameters()]
 
 
 def stages(config: TarqLiteConfig) -> tuple[Stage, ...]:
