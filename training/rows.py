@@ -277,7 +277,7 @@ def nif_lite(size: Size) -> NifLiteConfig:
 def tarq_lite(size: Size) -> TarqLiteConfig:
     """TARQ-lite: half of the budget for the teacher, half for the student, which is what is served.
 
-    The student takes over the teacher's tables; its attention and its network begin anew.
+    The student takes over the teacher's tables, and its network where both have the same widths; its attention is new.
     """
     half = max(1, size.epochs // 2)
     return TarqLiteConfig(

@@ -10,9 +10,10 @@ leaves the state (code: u ← (1 - a) u in a cell that keeps u of the old state,
 
 Our assumptions: states have an item's width, which the inner product needs; what is foreseen is the item without its
 age, else a click would be told from its negative by the time. Negatives are behaviours of other requests of the batch,
-never of the same user (where the log knows) nor an item of the user's own sequence; a draw that is one is left out
-of the mean. The auxiliary loss is a mean over a batch's behaviours, once per request and not once per candidate. Deviation: both
-networks read the newest `n_steps` behaviours, all of them under the rules' usual 50; `layers.recurrent` says why.
+never of the same user (where the log knows) nor an item of the user's own sequence; a draw that is one is left out of
+the mean. The auxiliary loss is a mean over a batch's behaviours, once per request and not once per candidate.
+Deviation: both networks read the newest `n_steps` behaviours, all of them under the rules' usual 50; `layers.recurrent`
+says why.
 
 DIEN+2TA: one extractor, a second attention and a second AUGRU with the trigger as query, both candidate-free.
 """
