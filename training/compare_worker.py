@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-import service.contract
 import training
+from service.contract import encoder as contract_encoder
 from service.contract.encoder import Encoder
 from service.contract.strict_json import strict_json
 from training.bootstrap import Resampling
@@ -116,10 +116,10 @@ class DataInMemory:
 def code_sha256() -> str:
     """Of all Python files of training/ and service/contract/, by name: runs of other code are not comparable unseen."""
     found = hashlib.sha256()
-    for package in (training, service.contract):
-        root = Path(package.__path__[0])
+    for module in (training.__file__, contract_encoder.__file__):
+        root = Path(str(module)).parent
         for path in sorted(root.rglob("*.py")):
-            found.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
+            found.update(f"{root.name}/{path.relative_to(root).as_posix()}\0".encode())
             found.update(path.read_bytes() + b"\0")
     return found.hexdigest()
 

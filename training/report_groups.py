@@ -87,6 +87,4 @@ def first_of_a_page(found: Numbers) -> Iterator[Block]:
     yield Heading("The first of a page")
     cells = [(row["title"], *(plain(row["top"].get(key)) for key in keys)) for row in rows]
     yield Table((f"first {rows[0]['top']['k']:.0f} of a page", *(_TOP[key] for key in keys)), tuple(cells))
-    yield Paragraph(
-        "Means over pages with more candidates, and over seeds. The cosine is that of pairs."
-    )
+    yield Paragraph("Means over pages with more candidates, and over seeds. The cosine is that of pairs.")
