@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.unit.training.random_inputs import SIZES, random_inputs, with_large_weights
+from training.layers import crosses
 from training.layers.crosses import HashedCross
 from training.layers.linear_terms import LinearTerms
 
@@ -41,8 +42,12 @@ def test_without_the_trigger_there_are_no_weights_for_it() -> None:
 
 def test_pairs_get_buckets_by_hand() -> None:
     cross = HashedCross(11)
-    left, right = torch.tensor([2, 2, 3, 2**31]), torch.tensor([5, 6, 5, 7])
-    wanted = [(x * 1_000_003 + y) % 10 + 1 for x, y in zip(left.tolist(), right.tolist(), strict=True)]
+    left, right = torch.tensor([2, 2, 3, 2**31 - 1]), torch.tensor([5, 6, 5, 7])
+    sums = [
+        x * crosses._LEFT + y * crosses._RIGHT + crosses._SHIFT
+        for x, y in zip(left.tolist(), right.tolist(), strict=True)
+    ]
+    wanted = [total**2 % crosses._PRIME % 10 + 1 for total in sums]
     assert cross.buckets(left, right).tolist() == wanted
     assert cross.buckets(left.unsqueeze(1), right).shape == (4, 4)
 
