@@ -17,7 +17,7 @@ from training.data.pools import KeptPools
 from training.data.synthetic import World, simulate
 from training.evaluate import evaluate, lines_of, saved_numbers
 from training.models import MODELS, spec_of
-from training.recipes import daian_demo, din_demo, row_config
+from training.recipes import TABLES, daian_demo, din_demo, row_config
 from training.rows import ROWS
 from training.train import train
 
@@ -129,7 +129,7 @@ def test_a_model_that_cannot_be_exported_is_refused_before_the_first_step(world:
 @pytest.fixture(scope="module")
 def larger_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "shop"
-    simulate(folder, World(n_requests=4_000, n_users=300, n_items=200, seed=6))
+    simulate(folder, World(n_requests=6_000, n_users=400, n_items=400, seed=6))
     return folder
 
 
@@ -139,7 +139,9 @@ def test_every_model_learns_more_than_popularity(larger_world: Path, tmp_path: P
     assert rows, f"add a row for {name} to training/rows.py: a model that nobody trains proves nothing"
     # What is clicked here follows the trigger: a model that is not told of it has little more than popularity to learn.
     row = next((row for row in rows if ROWS[row].group != "trigger-free"), rows[0])
-    config = row_config("small", row)
+    # The quicker attention unit and three epochs: whether it learns is asked here, not how well.
+    size = replace(TABLES["small"].size, attention="dot", epochs=3)
+    config = replace(row_config("small", row), model=ROWS[row].config(size))
     train(config, larger_world, tmp_path / "run", Silent())
     table = evaluate(tmp_path / "run", larger_world, "test")
     assert table[config.name]["gauc_request"] > table["popularity"]["gauc_request"] + 0.02
