@@ -1,23 +1,26 @@
 """Loads users into the behaviour store in bulk: the body of `daian store load`.
 
 Reads NDJSON a line at a time, checks it, and sends users in transactions of bounded size. It may be repeated at will:
-a behaviour that is there already changes nothing, so after any failure the same command is simply started again.
+a behaviour that is there already changes nothing, so after any failure the same command is simply started again. What
+was sent is held until the store has it in its append-only file, and sent again when the store was restarted before.
 Called by `commands.py`. Never deletes anything of a user's but what left the window, never runs inside the service.
 """
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import orjson
 import redis
+import redis.client
 
 from service.behaviour_codec import BehaviourEvent, canonical_id, encode_member, encode_profile, user_key
 from service.contract.errors import DaianError
+from service.held_batches import HeldBatches, NotKeptError
 from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
 from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
 
@@ -38,7 +41,12 @@ class StoreLoadError(DaianError):
 
 @dataclass
 class LoadReport:
-    """What a load did. `n_new` behaviours were not in the store before; `n_too_old` were never sent."""
+    """What a load did. `n_too_old` were never sent.
+
+    `n_new` behaviours were not in the store when they were first answered for; sending them again counts nothing.
+    `n_sent_again` transactions were repeated because the store was restarted. `is_confirmed`: the store said of all of
+    it that its append-only file has it; False where it keeps none, is older than Redis 7.2, or INFO is forbidden.
+    """
 
     n_lines: int = 0
     n_profiles: int = 0
@@ -48,6 +56,8 @@ class LoadReport:
     n_over_keep: int = 0
     n_bytes: int = 0
     seconds: float = 0.0
+    n_sent_again: int = 0
+    is_confirmed: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,13 +135,22 @@ def load_lines(
     now: int,
     progress: Progress | None = None,
 ) -> LoadReport:
-    """Loads (place, line) pairs in batches; memory stays bounded by one batch. Raises as `load` does."""
+    """Loads (place, line) pairs in batches; memory stays bounded by what is held. Raises as `load` does."""
     report, started = LoadReport(), time.perf_counter()
     users = (_read(place, line, settings, shift_ms, now, report) for place, line in lines)
+    held = HeldBatches[Sequence[_User]](
+        client,
+        queue=lambda pipe, batch: _queue(pipe, settings, batch[-1:], now),
+        send=lambda batch: _send(client, settings, batch, now),
+    )
+    batch = list[_User]()
     for batch in _batches(users):
-        _send(client, settings, batch, now, report)
+        _load(client, settings, batch, now, report, held)
         if progress:
             progress.tell(report)
+    with _named(batch):
+        held.confirm()
+    report.n_sent_again, report.is_confirmed = held.n_sent_again, held.is_confirmed
     report.seconds = time.perf_counter() - started
     if progress:
         progress.tell(report, is_last=True)
@@ -170,7 +189,7 @@ def _batches(users: Iterable[_User]) -> Iterator[list[_User]]:
     for user in users:
         batch.append(user)
         n_members += len(user.scored)
-        n_bytes += sum(len(member) for member, _ in user.scored) + len(user.profile or b"")
+        n_bytes += _n_bytes(user)
         if len(batch) >= BATCH_USERS or n_members >= BATCH_MEMBERS or n_bytes >= BATCH_BYTES:
             yield batch
             batch, n_members, n_bytes = [], 0, 0
@@ -232,39 +251,84 @@ def _refuse_unknown(found: dict[str, object], known: set[str]) -> None:
         raise ValueError(f"unknown field {unknown[0]!r}: known are {', '.join(sorted(known))}")
 
 
-def _send(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int, report: LoadReport) -> None:
-    """One transaction for the batch, sent again after a failure: what was stored already changes nothing."""
-    if not any(user.scored or user.profile for user in batch):
-        _count(batch, [], report)
-        return
-    for pause_s in (*RETRY_PAUSES_S, None):
+def _load(
+    client: redis.Redis,
+    settings: StoreSettings,
+    batch: Sequence[_User],
+    now: int,
+    report: LoadReport,
+    held: HeldBatches[Sequence[_User]],
+) -> None:
+    """Sends a batch, counts it and has it held."""
+    sendable, n_added = [user for user in batch if user.scored or user.profile], list[int]()
+    if sendable:
+        n_added = _send(client, settings, sendable, now, held.meet)
+    _count(batch, n_added, report)
+    if sendable:
+        with _named(batch):
+            held.hold(sendable, sum(len(user.scored) for user in sendable), sum(map(_n_bytes, sendable)))
+
+
+def _send(
+    client: redis.Redis,
+    settings: StoreSettings,
+    batch: Sequence[_User],
+    now: int,
+    before: Callable[[], object] = lambda: None,
+) -> list[int]:
+    """One transaction for the batch, sent again after a failure: what was stored already changes nothing.
+
+    Returns how many behaviours were new, per user with any.
+    """
+    pauses_s = iter(RETRY_PAUSES_S)
+    while True:
         try:
-            n_added = _transaction(client, settings, batch, now)
+            before()
+            return _transaction(client, settings, batch, now)
         except STORE_ERRORS as error:
+            pause_s = next(pauses_s, None)
             if pause_s is None:
                 raise StoreLoadError(
                     f"the store did not take {batch[0].place} and after ({failure_kind(error)}): "
                     "see to it, then start the same command again, what is loaded already stays as it is"
                 ) from error
-            time.sleep(pause_s)
-        else:
-            _count(batch, n_added, report)
-            return
+        time.sleep(pause_s)
+
+
+@contextmanager
+def _named(batch: Sequence[_User]) -> Iterator[None]:
+    """Says of what was not kept which line it reaches to."""
+    try:
+        yield
+    except NotKeptError as error:
+        raise StoreLoadError(
+            f"up to {batch[-1].place}: {error}: see to it, then start the same command again, it repeats without harm"
+        ) from error
 
 
 def _transaction(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int) -> list[int]:
     """How many behaviours were new, per user with any."""
-    pipe, adds, n_queued = client.pipeline(transaction=True), [], 0
+    pipe = client.pipeline(transaction=True)
+    adds = _queue(pipe, settings, batch, now)
+    replies = pipe.execute(raise_on_error=True)
+    return [int(replies[place]) for place in adds]
+
+
+def _queue(pipe: redis.client.Pipeline, settings: StoreSettings, batch: Sequence[_User], now: int) -> list[int]:
+    """Queues what stores these users; the places of the replies that count new behaviours."""
+    adds = list[int]()
     for user in batch:
         if user.scored:
-            adds.append(n_queued)
+            adds.append(len(pipe))
             queue_behaviours(pipe, settings, user.user_id, user.scored, now)
         if user.profile is not None:
             key = user_key(settings.tenant, user.user_id, "p")
             pipe.execute_command("SET", key, user.profile, "EX", PROFILE_TTL_S)  # type: ignore[no-untyped-call]
-        n_queued = len(pipe)
-    replies = pipe.execute(raise_on_error=True)
-    return [int(replies[place]) for place in adds]
+    return adds
+
+
+def _n_bytes(user: _User) -> int:
+    return sum(len(member) for member, _ in user.scored) + len(user.profile or b"")
 
 
 def _count(batch: Sequence[_User], n_added: Sequence[int], report: LoadReport) -> None:
