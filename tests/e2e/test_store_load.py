@@ -220,6 +220,22 @@ def test_a_store_that_goes_away_is_waited_for_and_comes_back(tmp_path: Path) -> 
         store.stop()
 
 
+def wait_until_written(url: str) -> None:
+    """Everything that was acknowledged by now is in the append-only file, where there is one.
+
+    Before that a kill may cost what was acknowledged: a write is put off while the disk's sync is under way.
+    """
+    client = command_client(url)
+    try:
+        pipe = client.pipeline(transaction=False)
+        pipe.set("now", time.monotonic_ns())
+        pipe.waitaof(1, 0, 4_000)
+        answers = pipe.execute(raise_on_error=False)
+        assert isinstance(answers[1], redis.ResponseError) or answers[1][0] == 1
+    finally:
+        client.close()
+
+
 def load_over_a_lost_tail(
     folder: Path, copied_at: int, killed_at: int, *arguments: str
 ) -> tuple[LoadReport, list[int]]:
@@ -240,6 +256,7 @@ def load_over_a_lost_tail(
         nonlocal n_kills
         for number in range(1_001):
             if number == copied_at and file.exists():
+                wait_until_written(store.url)
                 shutil.copytree(file, folder / "copy")
             if number == killed_at:
                 os.kill(store.pid, signal.SIGKILL)
@@ -385,22 +402,6 @@ async def main(url, name, now):
         number += 1
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
-
-
-def wait_until_written(url: str) -> None:
-    """Everything that was acknowledged by now is in the append-only file, where there is one.
-
-    Before that a kill may cost what was acknowledged: a write is put off while the disk's sync is under way.
-    """
-    client = command_client(url)
-    try:
-        pipe = client.pipeline(transaction=False)
-        pipe.set("now", time.monotonic_ns())
-        pipe.waitaof(1, 0, 4_000)
-        answers = pipe.execute(raise_on_error=False)
-        assert isinstance(answers[1], redis.ResponseError) or answers[1][0] == 1
-    finally:
-        client.close()
 
 
 def n_lost_to_kills(folder: Path, n_kills: int) -> tuple[int, int]:
