@@ -299,7 +299,7 @@ def test_saboteur_with_nothing_held_they_are_gone(
 
 
 def test_without_an_append_only_file_a_restart_is_an_error_and_nothing_is_confirmed(tmp_path: Path) -> None:
-    report, gone = load_over_a_lost_tail(tmp_path / "a", 0, 2_000, "--appendonly", "no")
+    report, gone = load_over_a_lost_tail(tmp_path / "a", 2_000, 2_000, "--appendonly", "no")
     assert (gone, report.n_sent, report.is_confirmed) == ([], 3_000, False)
     with pytest.raises(StoreLoadError, match=r"f:999: the store was restarted and keeps no append-only.*same command"):
         load_over_a_lost_tail(tmp_path / "b", 0, 700, "--appendonly", "no")
@@ -308,7 +308,7 @@ def test_without_an_append_only_file_a_restart_is_an_error_and_nothing_is_confir
 @pytest.mark.parametrize("forbidden", ["-info", "-waitaof"])
 def test_a_user_who_may_not_ask_still_loads(tmp_path: Path, forbidden: str) -> None:
     rights = ("default", "on", "nopass", "~*", "&*", "+@all", forbidden)
-    report, gone = load_over_a_lost_tail(tmp_path, 0, 2_000, "--user", *rights)
+    report, gone = load_over_a_lost_tail(tmp_path, 2_000, 2_000, "--user", *rights)
     assert (gone, report.n_sent, report.is_confirmed) == ([], 3_000, False)
 
 
@@ -316,7 +316,7 @@ def test_a_store_that_writes_nothing_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(held_batches, "WAIT_MS", 50)
     monkeypatch.setattr(held_batches, "ASK_PAUSES_S", (0.01,))
     with pytest.raises(StoreLoadError, match=r"f:999: the store did not say .*appendfsync no.*same command again"):
-        load_over_a_lost_tail(tmp_path, 0, 2_000, "--appendfsync", "no")
+        load_over_a_lost_tail(tmp_path, 2_000, 2_000, "--appendfsync", "no")
 
 
 @pytest.mark.parametrize("writes_first", [True, False], ids=["a write goes first", "saboteur: none does"])
