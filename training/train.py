@@ -16,6 +16,7 @@ from torch import nn
 
 from service.contract.encoder import Encoder
 from service.contract.strict_json import strict_json
+from training.allocator import keep_freed_memory
 from training.checkpoint import latest_checkpoint, save_checkpoint, save_run_start, save_weights
 from training.config import TrainConfig
 from training.content_start import start_from_content
@@ -52,6 +53,7 @@ def train(
     raises.
     """
     torch.set_num_threads(config.n_threads)
+    keep_freed_memory()
     encoder = _encoder(data_folder, run_folder) if pools is None else pools.encoder
     if refuse_if_not_exportable is not None:
         # A model of its own: the check may do with it what it likes.
