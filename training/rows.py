@@ -32,13 +32,15 @@ from training.models.wdl import WdlConfig
 class Size:
     """What all rows of a table share.
 
-    similarity_width: of the binned similarity, which all models get. hybrid_width: DAIAN's d_s. n_cross_buckets: WDL's,
-    for each of its crosses. epochs: the budget, in passes over the training requests. A model of several stages spends
-    it over its stages; all stop early by validation.
+    attention_hidden: layers of DIN's unit, where a model has one. similarity_width: of the binned similarity, which
+    all models get. hybrid_width: DAIAN's d_s. n_cross_buckets: WDL's, for each of its crosses. epochs: the budget, in
+    passes over the training requests. A model of several stages spends it over its stages; all stop early by
+    validation.
     """
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     width: int = 128
     n_heads: int = 4
     top: tuple[int, ...] = (512, 256, 128)
@@ -67,6 +69,7 @@ def din(size: Size) -> DinConfig:
     return DinConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         top=size.top,
         similarity_width=size.similarity_width,
         max_epochs=size.epochs,
@@ -96,6 +99,7 @@ def dei2n(size: Size) -> Dei2nConfig:
     return Dei2nConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         top=size.top,
         intensity_hidden=size.top[-1:],
         similarity_width=size.similarity_width,
@@ -108,6 +112,7 @@ def dihn(size: Size) -> DihnConfig:
     return DihnConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         uin_hidden=size.top[:1],
         width=size.width,
         n_heads=size.n_heads,
@@ -154,6 +159,7 @@ def sim(size: Size) -> SimConfig:
     return SimConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         n_heads=size.n_heads,
         width=size.width,
         top=size.top,
@@ -169,6 +175,7 @@ def r3s(size: Size) -> R3sConfig:
     return R3sConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         field_width=max(size.width // 4, size.widths.id),
         n_heads=size.n_heads,
         expert_width=size.width,
@@ -184,6 +191,7 @@ def poso(size: Size) -> PosoConfig:
     return PosoConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         top=size.top,
         similarity_width=size.similarity_width,
         max_epochs=size.epochs,
@@ -196,6 +204,7 @@ def mwuf(size: Size) -> MwufConfig:
     return MwufConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         top=size.top,
         similarity_width=size.similarity_width,
         base_epochs=max(1, size.epochs - quarter),
@@ -219,6 +228,7 @@ def daian(size: Size) -> DaianConfig:
     return DaianConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         n_heads=size.n_heads,
         width=size.width,
         top=size.top,
@@ -265,6 +275,7 @@ def nif_lite(size: Size) -> NifLiteConfig:
     return NifLiteConfig(
         widths=size.widths,
         attention=size.attention,
+        attention_hidden=size.attention_hidden,
         width=size.width,
         n_heads=size.n_heads,
         top=size.top,

@@ -1,5 +1,6 @@
 """What DIN hands to its dense network, for models that are DIN with another network or other item vectors on it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,13 +22,14 @@ class DinInputs(nn.Module):
         sizes: EncoderSizes,
         widths: EmbeddingWidths,
         attention: Literal["mlp", "dot"],
+        attention_hidden: Sequence[int],
         trigger: bool,
         n_similarity_bins: int = 20,
         similarity_width: int = 16,
     ) -> None:
         super().__init__()
         self.page = page = PageTables(sizes, widths, trigger, n_similarity_bins, similarity_width)
-        self.target_attention = DinAttention(page.item_width, page.behaviour_width, attention)
+        self.target_attention = DinAttention(page.item_width, page.behaviour_width, attention, attention_hidden)
         self.request_width = page.request_width
         self.candidate_width = page.candidate_width + page.behaviour_width
 

@@ -41,6 +41,7 @@ class DaianConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"  # the base's DIN unit
+    attention_hidden: tuple[int, ...] = (80, 40)
     n_heads: int = 4
     width: int = 128  # of H_imp, H_exp and the gate's layers
     top: tuple[int, ...] = (512, 256, 128)
@@ -217,7 +218,7 @@ class Daian(nn.Module):
         item, behaviour = behaviours.item_width, behaviours.behaviour_width
         # Only H_imp reads the intent: without DIE a UIM would learn for no one.
         self.uim = UserIntentModule(config, sizes, self.tables) if config.use_die else None
-        self.base = DinAttention(item, behaviour, config.attention)
+        self.base = DinAttention(item, behaviour, config.attention, config.attention_hidden)
         candidate_width = item + behaviour
         if config.use_die:
             n_intent = 1 if config.intent_form == "score" else sizes.n_levels

@@ -37,6 +37,7 @@ class Dei2nConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     intensity_hidden: tuple[int, ...] = (64,)
     n_counted: int = 20  # behaviours of the trigger's category; more count as this many
     count_width: int = 4
@@ -82,9 +83,9 @@ class Dei2n(nn.Module):
         item, gap = self.tables.item_width, config.widths.age
         self.timed = nn.Linear(self.tables.behaviour_width, item)  # ẽ_t of e_t ⊕ its age
         self.intensity = InstantInterest(config, self.tables)
-        self.by_trigger = TimedAttention(item, gap, item, config.attention)
-        self.by_candidate = TimedAttention(item, gap, item, config.attention)
-        self.in_category = TimedAttention(item, gap, item, config.attention)
+        self.by_trigger = TimedAttention(item, gap, item, config.attention, config.attention_hidden)
+        self.by_candidate = TimedAttention(item, gap, item, config.attention, config.attention_hidden)
+        self.in_category = TimedAttention(item, gap, item, config.attention, config.attention_hidden)
         request_width = self.tables.request_width + item
         self.top = TopMlp(request_width, self.tables.candidate_width + 5 * item, config.top, config.dropout)
 

@@ -50,6 +50,7 @@ class DihnConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     label: Literal["page", "candidate"] = "page"
     uin_loss: float = 1.0
     click_loss: float = 0.8
@@ -75,7 +76,7 @@ class UserIntentNetwork(nn.Module):
     def __init__(self, config: DihnConfig, tables: PageTables) -> None:
         super().__init__()
         item, behaviour = tables.item_width, tables.behaviour_width
-        self.pool = DinAttention(item, behaviour, config.attention)
+        self.pool = DinAttention(item, behaviour, config.attention, config.attention_hidden)
         self.hidden = Mlp(behaviour + tables.user.width + item, config.uin_hidden, None, config.dropout)
         self.gate = nn.Linear(self.hidden.out_width, item)
         # With neither a loss on p(x) nor a use for it there is nothing to learn it from.
@@ -130,7 +131,7 @@ class Dihn(nn.Module):
         self.encoder = HistoryEncoder(
             tables.behaviour_width, config.width, 2 * config.width, config.n_heads, config.n_layers
         )
-        self.pool = DinAttention(tables.item_width, config.width, config.attention)
+        self.pool = DinAttention(tables.item_width, config.width, config.attention, config.attention_hidden)
         self.top = TopMlp(request_width, tables.candidate_width + config.width, config.top, config.dropout)
 
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:  # noqa: ARG002

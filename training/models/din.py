@@ -25,6 +25,7 @@ class DinConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     top: tuple[int, ...] = (512, 256, 128)
     use_trigger: bool = True  # the trigger's fields, and the candidate's similarity to it
     trigger_product: bool = False  # e_r ⊙ e_a, as in R3S's similarity expert
@@ -47,7 +48,7 @@ class Din(nn.Module):
         self.context = FieldTables(sizes.context, sizes.context_kinds, config.widths)
         self.behaviours = BehaviourTables(sizes.item, sizes.item_kinds, sizes.n_age_bins, config.widths)
         item, behaviour = self.behaviours.item_width, self.behaviours.behaviour_width
-        self.target_attention = DinAttention(item, behaviour, config.attention)
+        self.target_attention = DinAttention(item, behaviour, config.attention, config.attention_hidden)
         request_width = self.user.width + self.context.width
         candidate_width = item + behaviour
         if config.use_trigger:
@@ -55,7 +56,7 @@ class Din(nn.Module):
             request_width += item
             candidate_width += config.similarity_width
         if config.trigger_attention:
-            self.trigger_attention = DinAttention(item, behaviour, config.attention)
+            self.trigger_attention = DinAttention(item, behaviour, config.attention, config.attention_hidden)
             request_width += behaviour
         if config.trigger_product:
             candidate_width += item

@@ -44,6 +44,7 @@ class MwufConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     top: tuple[int, ...] = (512, 256, 128)
     meta_hidden: int = 16
     cold_below: int = 20
@@ -73,6 +74,7 @@ class Mwuf(nn.Module):
             sizes,
             config.widths,
             config.attention,
+            config.attention_hidden,
             config.use_trigger,
             config.n_similarity_bins,
             config.similarity_width,

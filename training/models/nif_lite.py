@@ -44,6 +44,7 @@ class NifLiteConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     width: int = 128
     n_heads: int = 4
     n_blocks: int = 2
@@ -181,7 +182,7 @@ class Ranker(nn.Module):
             sizes, config.widths, config.use_trigger, config.n_similarity_bins, config.similarity_width
         )
         item, behaviour = self.tables.item_width, self.tables.behaviour_width
-        self.attention = DinAttention(item, behaviour, config.attention)
+        self.attention = DinAttention(item, behaviour, config.attention, config.attention_hidden)
         self.alignment = FlowAlignment(config, item)
         self.top = TopMlp(self.tables.request_width, self.tables.candidate_width + behaviour + config.width, config.top)
 

@@ -41,6 +41,7 @@ class PosoConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"
+    attention_hidden: tuple[int, ...] = (80, 40)
     top: tuple[int, ...] = (512, 256, 128)
     code_width: int = 8
     gate_hidden: int = 32
@@ -100,6 +101,7 @@ class Poso(nn.Module):
             sizes,
             config.widths,
             config.attention,
+            config.attention_hidden,
             config.use_trigger,
             config.n_similarity_bins,
             config.similarity_width,

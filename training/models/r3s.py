@@ -42,6 +42,7 @@ class R3sConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     attention: Literal["mlp", "dot"] = "mlp"  # of 2TA
+    attention_hidden: tuple[int, ...] = (80, 40)
     two_attentions: bool = False  # +2TA
     field_width: int = 24
     n_heads: int = 3
@@ -66,8 +67,8 @@ class R3s(nn.Module):
         behaviour = page.behaviour_width if config.two_attentions else 0
         plain = page.user.width + page.context.width + page.behaviour_width
         if config.two_attentions:
-            self.target_attention = DinAttention(page.item_width, behaviour, config.attention)
-            self.trigger_attention = DinAttention(page.item_width, behaviour, config.attention)
+            self.target_attention = DinAttention(page.item_width, behaviour, config.attention, config.attention_hidden)
+            self.trigger_attention = DinAttention(page.item_width, behaviour, config.attention, config.attention_hidden)
         self.inward = nn.ModuleList(nn.Linear(width, config.field_width) for width in self.item_widths)
         self.field_attention = FieldSelfAttention(config.field_width, config.n_heads)
         met, known = 2 * n_fields * config.field_width + behaviour, plain + behaviour

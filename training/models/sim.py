@@ -41,6 +41,7 @@ class SimConfig:
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     search: Literal["hard", "soft"] = "hard"
     attention: Literal["mlp", "dot"] = "mlp"  # the short-term interest's DIN unit
+    attention_hidden: tuple[int, ...] = (80, 40)
     n_heads: int = 4
     width: int = 128
     top: tuple[int, ...] = (512, 256, 128)
@@ -94,7 +95,7 @@ class Sim(nn.Module):
             sizes, config.widths, config.use_trigger, config.n_similarity_bins, config.similarity_width
         )
         item, behaviour = self.page.item_width, self.page.behaviour_width
-        self.short = DinAttention(item, behaviour, config.attention)
+        self.short = DinAttention(item, behaviour, config.attention, config.attention_hidden)
         self.exact = SearchedAttention(item, behaviour, config.width, config.n_heads)
         self.search = SoftSearch(config, item, behaviour) if config.search == "soft" else None
         self.leaf = leaf_column(sizes, "SIM with hard search") if config.search == "hard" else 0
