@@ -24,8 +24,9 @@ from training.data.fit_encoder import fit_encoder
 from training.data.whole_files import write_whole
 from training.recipes import TABLES, row_config
 from training.rows import ROWS
-from training.search import SEARCH_SEED, Search, Setting
+from training.search import Search, Setting
 
+FIRST_SEED = 1
 SWEPT = "daian"  # the row whose number of levels is varied
 # Runs of a table are short; one that is killed mostly begins again.
 _CHECKPOINT_EVERY = 5_000
@@ -214,9 +215,9 @@ class Runner:
     def time(self) -> None:
         """One run of every row as exported graphs, in turn, when nothing else runs."""
         folders = {
-            name: self._folder(state, _name_of_seed(1))
+            name: self._folder(state, _name_of_seed(FIRST_SEED))
             for name, state in self.states.items()
-            if state.failure is None and _name_of_seed(1) in state.runs and state.row.n_levels is None
+            if state.failure is None and _name_of_seed(FIRST_SEED) in state.runs and state.row.n_levels is None
         }
         path = self.comparison.out / "timing.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -296,16 +297,16 @@ class Runner:
         self._watcher.done(state.row.name, what, state.failure)
 
     def _trials(self, state: RowState) -> list[Task]:
-        """A trial of every setting; none where there is nothing to choose."""
+        """A trial of every setting, at the first seed; none where there is nothing to choose."""
         if len(state.search.settings) == 1:
             return []
-        config = replace(state.row.config, seed=SEARCH_SEED)
+        config = replace(state.row.config, seed=FIRST_SEED)
         settings = enumerate(state.search.settings)
         return [self._task(state, "run", f"trial-{i}", setting.applied(config)) for i, setting in settings]
 
     def _seeds(self, state: RowState, setting: Setting) -> list[Task]:
         config = setting.applied(state.row.config)
-        seeds = range(1, self.comparison.n_seeds + 1)
+        seeds = range(FIRST_SEED, FIRST_SEED + self.comparison.n_seeds)
         return [
             self._task(state, "run", _name_of_seed(seed), replace(config, seed=seed), measured=True) for seed in seeds
         ]

@@ -182,14 +182,38 @@ def _timing(task: Task, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _run(task: Task, known: DataInMemory, say: Callable[[str], None]) -> dict[str, Any]:
-    config = task.config
-    assert config is not None
+    assert task.config is not None
+    found = _tried_before(task) if task.measured else None
+    if found is None:
+        found = _trained(task, task.config, known, say)
+    if task.measured:
+        say("scoring the test split")
+        found |= measured(task, known)
+    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
+    write_whole(task.folder / MEASURED, strict_json(found, indent=1, sort_keys=True).encode())
+    return found
+
+
+def _tried_before(task: Task) -> dict[str, Any] | None:
+    """The trial of the search that was this very run, copied here: the first seed at the setting it chose."""
+    for trial in sorted(task.folder.parent.glob("trial-*")):
+        path = trial / MEASURED
+        if not path.is_file() or read_config(trial)[0] != task.config:
+            continue
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["code_sha256"] == code_sha256():
+            shutil.copytree(trial, task.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MEASURED))
+            return found
+    return None
+
+
+def _trained(task: Task, config: TrainConfig, known: DataInMemory, say: Callable[[str], None]) -> dict[str, Any]:
     resumed = (task.folder / "config.json").is_file()
     recorder = Teller(say)
     known.warm()  # a process encodes once, which no row shall pay for
     wall, cpu = time.perf_counter(), time.process_time()
     validation = train(config, task.data, task.folder, recorder, pools=known.pools)
-    found: dict[str, Any] = {
+    return {
         "validation": validation,
         "select_by": config.select_by,
         "learning_rate": config.optim.learning_rate,
@@ -200,12 +224,6 @@ def _run(task: Task, known: DataInMemory, say: Callable[[str], None]) -> dict[st
         "seconds": None if resumed else time.perf_counter() - wall,
         "cpu_seconds": None if resumed else time.process_time() - cpu,
     }
-    if task.measured:
-        say("scoring the test split")
-        found |= measured(task, known)
-    shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
-    write_whole(task.folder / MEASURED, strict_json(found, indent=1, sort_keys=True).encode())
-    return found
 
 
 def measured(task: Task, known: DataInMemory) -> dict[str, Any]:

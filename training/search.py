@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from training.config import TrainConfig
 
-SEARCH_SEED = 1_000  # of proposals, and of the runs that try them: no seed of a table
+SEARCH_SEED = 1_000  # of proposals; the runs that try them have the table's first seed
 LEARNING_RATE = "learning_rate"
 
 
