@@ -138,11 +138,11 @@ TABLES: dict[str, Table] = {
             name="wikispeedia",
             model=None,
             optim=OptimConfig(kind="adam", learning_rate=2e-3),
-            data=DataConfig(batch_candidates=1024, page_candidates=12),
+            data=DataConfig(batch_candidates=1024, page_candidates=6),
             unknown_user_share=0.9,
             content_start=0.1,
         ),
-        learning_rates=(2e-3,),
+        learning_rates=(2e-3, 4e-3),
         judged_by="auc_per_request",  # pages have 2 to hundreds of links: by impressions a few pages would decide
     ),
     # The papers' numbers: Adagrad 0.05, batches of 4,096, MLP 512-256-128, 4 heads, 128 hidden units.
