@@ -1,7 +1,7 @@
 """Looking inside a trained model: gates, shares and intents of a split, and its scores under triggers of others.
 
-Called by `training.compare_worker` for runs of a comparison; the report prints what is found here. Explanations of a
-result begin with these numbers.
+Called by `training.compare_worker` for runs of a comparison and by `training.evaluate_inside` for one run; reports
+print what is found here. Explanations of a result begin with these numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
 from training.counts import ITEM_PRIOR
 from training.data.batches import Batch, Position, to_batch
-from training.data.dataset import split_files
+from training.data.dataset import Split, split_files
 from training.data.pools import encode_labelled
 from training.data.request_files import read_requests
 from training.scores import Scored, score_batches
@@ -81,18 +81,18 @@ def _mean(values: np.ndarray, rows: Bool[np.ndarray, " N"]) -> float:
     return float(values[rows].mean()) if rows.any() else float("nan")
 
 
-def permuted_trigger_scores(model: Any, encoder: Encoder, data_folder: Path) -> Scored:
-    """The test split with every request under the trigger of another: what a model owes to the trigger is lost.
+def permuted_trigger_scores(model: Any, encoder: Encoder, data_folder: Path, split: Split = "test") -> Scored:
+    """The split with every request under the trigger of another: what a model owes to the trigger is lost.
 
     Triggers are permuted among the requests of a batch. The click that opened the page, which the encoder drops from
     the history by the trigger's id, is taken out before: it would tell the true trigger.
     """
-    return score_batches(model, _permuted_batches(encoder, data_folder))
+    return score_batches(model, _permuted_batches(encoder, data_folder, split))
 
 
-def _permuted_batches(encoder: Encoder, data_folder: Path) -> Iterator[Batch]:
+def _permuted_batches(encoder: Encoder, data_folder: Path, split: Split) -> Iterator[Batch]:
     random = np.random.default_rng(_SEED)
-    for path in split_files(data_folder, "test"):
+    for path in split_files(data_folder, split):
         for requests, clicks in read_requests(path, _BATCH_REQUESTS):
             permuted = with_permuted_triggers(requests, encoder.rules, random)
             yield to_batch(encode_labelled(permuted, clicks, encoder), Position())

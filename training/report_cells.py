@@ -1,12 +1,28 @@
-"""Cells of a comparison's tables as text. Called by `training.report_sections` and `training.report_groups`."""
+"""Cells of a report's tables as text, and what is over seeds in them.
+
+Called by the sections of reports: `training.report_sections`, `training.report_groups`, and what makes their numbers.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from training.report_tests import is_starred
 
 Numbers = Mapping[str, Any]
+
+COLUMNS = {
+    "auc": "AUC",
+    "gauc_user": "GAUC user",
+    "gauc_request": "GAUC request",
+    "auc_per_request": "AUC/request",
+    "log_loss": "log-loss",
+    "ndcg_at_10": "NDCG@10",
+    "ece": "ECE",
+    "copc": "COPC",
+}
 
 
 def trained(found: Numbers) -> dict[str, Any]:
@@ -33,3 +49,13 @@ def plus_minus(found: Numbers | None, form: str = ".4f") -> str:
 def plain(value: float | None, form: str = ".4f") -> str:
     """A number, or a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation (n - 1; NaN for one) and range over the seeds that have the number."""
+    there = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
+    if not len(there):
+        return {"mean": math.nan, "sd": math.nan, "low": math.nan, "high": math.nan, "n": 0}
+    sd = float(there.std(ddof=1)) if len(there) > 1 else math.nan
+    low, high = float(there.min()), float(there.max())
+    return {"mean": float(there.mean()), "sd": sd, "low": low, "high": high, "n": len(there)}

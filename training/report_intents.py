@@ -1,10 +1,11 @@
-"""What a constant would reach where DAIAN's intents are measured: a claim that a constant passes says nothing.
+"""What is known of a simulated world beside what models reach, and what a constant would reach in their place.
 
-Called by `training.report_numbers`. `uniform`: every level alike. `training_mean`: the mean label of the training
-requests, known before the first test request. Divergences are natural-logarithm JS.
+Called by `training.report_numbers` and `training.evaluate_inside`. A claim that a constant passes says nothing.
+`uniform`: every level alike. `training_mean`: the mean label of the training requests, known before the first test
+request. Divergences are natural-logarithm JS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,29 @@ from service.contract.rules import SimilarityScale
 from training.data.dataset import open_catalogue, open_dataset, split_files
 from training.data.request_files import read_requests
 from training.metrics import js_divergence
+from training.report_cells import spread
 from training.scores import Scored
-from training.truth import Truth, intent_to_truth
+from training.truth import ORACLES, Truth, intent_to_truth, share_of_oracle
+
+
+def beside_truth(scored: Sequence[Scored], truth: Truth) -> dict[str, Any]:
+    """Of the seeds of one ranker: `oracle_shares` by oracle, and `intent_to_truth` by kind of visitor.
+
+    The second only where intents are predicted at the truth's own number of levels. Raises ValueError for scores of
+    another split.
+    """
+    shares = {name: [share_of_oracle(one, truth, name) for one in scored] for name in ORACLES}
+    found: dict[str, Any] = {
+        "oracle_shares": {
+            name: {key: spread([one[key] for one in each]) for key in each[0]} for name, each in shares.items()
+        }
+    }
+    if scored[0].intent is not None and scored[0].intent.shape[1] == truth.intent.shape[1]:
+        near = [intent_to_truth(one, truth) for one in scored]
+        found["intent_to_truth"] = {
+            kind: {key: spread([one[kind][key] for one in near]) for key in near[0][kind]} for kind in near[0]
+        }
+    return found
 
 
 def constant_intents(data_folder: Path) -> dict[str, Float64[np.ndarray, " S"]]:

@@ -7,34 +7,26 @@ judges everything in a table, its `judged_by`. Runs of older programs lack some 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from training.baselines import baseline_numbers
+from training.checkpoint import read_config
 from training.compare import Comparison, RowState
 from training.compare_worker import PERMUTED_SCORES, TEST_SCORES
 from training.data.dataset import open_dataset
 from training.metrics import rela_impr
 from training.recipes import TABLES
+from training.report_cells import COLUMNS, spread
 from training.report_claims import claims
-from training.report_intents import constant_intents, constants_to_observed, constants_to_truth
+from training.report_intents import beside_truth, constant_intents, constants_to_observed, constants_to_truth
 from training.report_tests import add_tests
 from training.scores import Scored, load_scores
 from training.table import strongest_line
-from training.truth import intent_to_truth, oracle_numbers, read_truth, share_of_oracle
+from training.truth import oracle_numbers, read_truth
 
-COLUMNS = {
-    "auc": "AUC",
-    "gauc_user": "GAUC user",
-    "gauc_request": "GAUC request",
-    "auc_per_request": "AUC/request",
-    "log_loss": "log-loss",
-    "ndcg_at_10": "NDCG@10",
-    "ece": "ECE",
-    "copc": "COPC",
-}
 BASE = "din"
+ORACLE = "attractiveness"  # the one of the claim: docs/world.md
 OURS = ("daian", "levels")  # groups that are no rivals; DAIAN's ablations are none either
 
 
@@ -52,6 +44,11 @@ def report_numbers(comparison: Comparison, states: Mapping[str, RowState]) -> di
         "strongest_line": strongest_line(lines, judged_by),
         "best_rival": best_rival(rows),
     }
+    for name, row in rows.items():
+        row["tried"] = tried(comparison.out / "rows" / name, row)
+    each = [row["tried"] for row in rows.values()]
+    found["comparison"]["learning_rates"] = sorted({rate for one in each for rate in one})
+    found["comparison"]["n_settings"] = max(map(len, each), default=0)
     _add_relative(found, _timing(comparison))
     _add_truth(found, comparison, states)
     add_tests(
@@ -126,16 +123,6 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation (n - 1; NaN for one) and range over the seeds that have the number."""
-    there = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
-    if not len(there):
-        return {"mean": math.nan, "sd": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    sd = float(there.std(ddof=1)) if len(there) > 1 else math.nan
-    low, high = float(there.min()), float(there.max())
-    return {"mean": float(there.mean()), "sd": sd, "low": low, "high": high, "n": len(there)}
-
-
 def averaged(parts: Sequence[Any]) -> Any:
     """Means of equal structures, number by number; the interval of a measure is dropped, its value stays."""
     first = parts[0]
@@ -159,9 +146,17 @@ def _about(comparison: Comparison) -> dict[str, Any]:
     dataset = open_dataset(comparison.data)
     splits = {split: dataset.report[split] for split in ("train", "validation", "test") if split in dataset.report}
     sizes = {split: {key: part[key] for key in ("requests", "candidates", "clicks")} for split, part in splits.items()}
-    rates = TABLES[comparison.table].learning_rates
-    searched = {"learning_rates": list(rates), "n_settings": min(plan["trials"], len(set(rates)))}
-    return {**plan, **searched, "seeds": comparison.n_seeds, "n_levels": dataset.n_levels, "sizes": sizes}
+    return {**plan, "seeds": comparison.n_seeds, "n_levels": dataset.n_levels, "sizes": sizes}
+
+
+def tried(folder: Path, row: Mapping[str, Any]) -> list[float]:
+    """The learning rates that a row was trained with, as its runs recorded them: those of its trials, or of its seeds.
+
+    What today's table says may not be what was run.
+    """
+    trials = [read_config(path.parent)[0] for path in sorted(folder.glob("trial-*/config.json"))]
+    there = {config.optim.learning_rate for config in trials}
+    return sorted(there or ({row["learning_rate"]} - {None}))
 
 
 def _timing(comparison: Comparison) -> dict[str, Any]:
@@ -193,18 +188,12 @@ def _add_truth(found: dict[str, Any], comparison: Comparison, states: Mapping[st
     if truth is None:
         return
     found["oracle"] = oracle_numbers(truth)
-    own = open_dataset(comparison.data).n_levels
     for name, state in states.items():
         row = found["rows"][name]
         scored = load_row(comparison, state)
         if not scored:
             continue
-        shares = [share_of_oracle(one, truth) for one in scored]
-        row["oracle_share"] = {key: spread([share[key] for share in shares]) for key in shares[0]}
-        if scored[0].intent is not None and scored[0].intent.shape[1] == own:
+        row |= beside_truth(scored, truth)
+        row["oracle_share"] = row["oracle_shares"][ORACLE]
+        if "intent_to_truth" in row:
             row["constants_to_truth"] = constants_to_truth(constants, scored[0], truth)
-            found_js = [intent_to_truth(one, truth) for one in scored]
-            row["intent_to_truth"] = {
-                kind: {key: spread([part[kind][key] for part in found_js]) for key in found_js[0][kind]}
-                for kind in found_js[0]
-            }

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
 from training.figures import bars, lines
-from training.report_cells import Numbers, difference, plain, plus_minus, trained
+from training.report_cells import COLUMNS, Numbers, difference, plain, plus_minus, trained
 from training.report_groups import ablations, control, first_of_a_page, new_and_known
-from training.report_numbers import BASE, COLUMNS
+from training.report_inside import inside, oracle
+from training.report_numbers import BASE
 from training.report_page import Block, Figure, Heading, Paragraph, Table
 
 DAIAN = "daian"
@@ -19,8 +20,8 @@ _HELD = {True: "held", False: "not held", None: "not decided"}
 def sections(found: Numbers) -> list[Block]:
     """The whole report."""
     parts: tuple[Callable[[Numbers], Iterator[Block]], ...] = (
-        _about, _table, _costs, _claims, _counting, control, _oracle, _intents, _diversity, new_and_known,
-        first_of_a_page, _levels, ablations, _click_rates, _inside, _failures,
+        _about, _table, _costs, _claims, _counting, control, oracle, _intents, _diversity, new_and_known,
+        first_of_a_page, _levels, ablations, _click_rates, inside, _failures,
     )  # fmt: skip
     return [block for part in parts for block in part(found)]
 
@@ -31,20 +32,26 @@ def _about(found: Numbers) -> Iterator[Block]:
         f"{split}: {n['requests']:,} requests, {n['clicks']:,} clicks" for split, n in about["sizes"].items()
     )
     yield Paragraph(f"Data {about['data']} ({sizes}). Machine: {about['machine']}.")
-    rates = ", ".join(f"{rate:g}" for rate in about["learning_rates"])
-    searched = (
-        f"No search: one learning rate of {rates} for every row"
-        if about["n_settings"] == 1
-        else f"Every row: {about['n_settings']} settings tried on validation, learning rates of {rates}"
-    )
+    how = searched([row["tried"] for row in trained(found).values()])
     yield Paragraph(
-        f"{searched}, then up to {_most_seeds(found)} seeds. Numbers are of the test split: mean ± standard "
+        f"{how}, then up to {_most_seeds(found)} seeds. Numbers are of the test split: mean ± standard "
         "deviation over seeds."
     )
     codes = sorted({code for row in trained(found).values() for code in row["code_sha256"]})
     if len(codes) > 1:
         named = ", ".join(code[:12] for code in codes)
         yield Paragraph(f"Mixed: runs were made by different code ({named}); compare such rows with care.")
+
+
+def searched(tried: list[list[float]]) -> str:
+    """The learning rates that were run, as the runs recorded them."""
+    rates = ", ".join(f"{rate:g}" for rate in sorted({rate for one in tried for rate in one})) or "unknown"
+    counts = sorted({len(one) for one in tried})
+    if counts[-1:] in ([], [0], [1]):
+        return f"No search: learning rates of {rates}"
+    if len(counts) == 1:
+        return f"Every row: {counts[0]} settings tried on validation, learning rates of {rates}"
+    return f"Rows were searched differently: {counts[0]} to {counts[-1]} settings tried on validation, of {rates}"
 
 
 def _most_seeds(found: Numbers) -> int:
@@ -147,27 +154,6 @@ def _counting(found: Numbers) -> Iterator[Block]:
     )
 
 
-def _oracle(found: Numbers) -> Iterator[Block]:
-    if "oracle" not in found:
-        return
-    yield Heading("Against the oracle")
-    oracles = [
-        (name.replace("_", " "), plain(n["auc"]), plain(n["gauc_request"])) for name, n in found["oracle"].items()
-    ]
-    yield Table(("oracle", "AUC", "GAUC request"), tuple(oracles))
-    rows = []
-    for row in trained(found).values():
-        share, js = row.get("oracle_share", {}), row.get("intent_to_truth", {})
-        kinds = [js.get(kind, {}).get("js_of_means") for kind in ("specific", "broad")]
-        shares = [plus_minus(share.get(key), ".3f") for key in ("auc", "gauc_user", "gauc_request")]
-        rows.append((row["title"], *shares, *(plus_minus(kind) for kind in kinds)))
-    header = ("", "AUC", "GAUC user", "GAUC request", "JS, specific users", "JS, broad users")
-    yield Table(header, tuple(rows))
-    yield Paragraph(
-        "Share of the oracle's gain over 0.5. JS in nats, of mean predicted intents to mean true click shares."
-    )
-
-
 def _intents(found: Numbers) -> Iterator[Block]:
     kinds = found["rows"].get(DAIAN, {}).get("intent", {})
     shown = [kind for kind in ("specific", "broad") if kinds.get(kind, {}).get("n_requests")]
@@ -247,24 +233,17 @@ def _click_rates(found: Numbers) -> Iterator[Block]:
         rows[name]["title"]: [(p["predicted"], p["click_rate"]) for p in rows[name]["reliability"]] for name in names
     }
     yield Figure(lines("reliability (first seed)", points, "predicted", diagonal=True))
-    cells = [(label, *(plain(values[at]) for values in series.values())) for at, label in enumerate(labels)]
-    yield Table(("level", *series), tuple(cells))
-
-
-def _inside(found: Numbers) -> Iterator[Block]:
-    rows = []
-    groups = ("all", "specific", "broad", "cold", "warm")
-    for row in trained(found).values():
-        for name, means in row["inside"].items():
-            rows.append((row["title"], name.replace("_", " "), *(plain(means.get(group)) for group in groups)))
-    if rows:
-        yield Heading("Inside the models")
-        yield Table(("", "mean over candidates", *groups), tuple(rows))
-        yield Paragraph(
-            "specific, broad: the visitor's true kind where the data tell it; else at least half of the request's "
-            "clicks in the highest level, or in the two lowest. cold: fewer than 20 training impressions. A gate "
-            "of 1 lets an interest through as it is; the semantic share is the norm ratio of DAIAN's eq. 13."
-        )
+    cells = [
+        (label, plain(part["from"], ".3f"), f"{part['n_candidates']:,.0f}", *(plain(v[at]) for v in series.values()))
+        for at, (label, part) in enumerate(zip(labels, levels, strict=True))
+    ]
+    yield Table(
+        ("similarity level", "from", "candidates", "clicked", *(f"predicted, {n}" for n in list(series)[1:])),
+        tuple(cells),
+    )
+    yield Paragraph(
+        "Clicked: clicks over impressions of the level on the test split; predictions are means over seeds."
+    )
 
 
 def _failures(found: Numbers) -> Iterator[Block]:

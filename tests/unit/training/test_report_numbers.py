@@ -1,5 +1,6 @@
 """Who is a rival, and which of them is the best; constants beside predicted intents by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,14 @@ import numpy as np
 import pytest
 
 from tests.unit.training.test_train import SMALL_WORLD
+from training.checkpoint import save_run_start
 from training.compare import Comparison, RowState, planned_rows
+from training.data.fit_encoder import fit_encoder
 from training.data.synthetic import simulate
+from training.recipes import TABLES
 from training.report_intents import constant_intents, constants_to_observed
-from training.report_numbers import best_rival, row_numbers
+from training.report_numbers import best_rival, row_numbers, tried
+from training.report_sections import searched
 from training.rows import ROWS
 from training.search import Search
 
@@ -50,3 +55,28 @@ def test_constants_are_shares_and_are_told_from_what_was_observed(world: Path) -
     assert set(found) == {"specific"}
     assert found["specific"]["training_mean"] == pytest.approx(0, abs=1e-9)
     assert found["specific"]["uniform"] > 1e-4
+
+
+def test_learning_rates_are_those_that_the_runs_recorded_not_those_of_todays_table(world: Path, tmp_path: Path) -> None:
+    (row,) = planned_rows(Comparison("small", world, tmp_path, ("din",)))
+    encoder, rates = fit_encoder(world), (0.123, 0.456)
+    assert not set(rates) & set(TABLES["small"].learning_rates)
+    for at, rate in enumerate(rates):
+        config = replace(row.config, optim=replace(row.config.optim, learning_rate=rate))
+        save_run_start(tmp_path / f"trial-{at}", config, encoder, "")
+    assert tried(tmp_path, {"learning_rate": 0.123}) == [0.123, 0.456]
+    assert tried(tmp_path / "trial-0", {"learning_rate": 0.789}) == [0.789], "no trial: that of the seeds"
+    assert tried(tmp_path / "trial-0", {"learning_rate": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [
+        ([[0.1, 0.2], [0.1, 0.2]], "Every row: 2 settings tried on validation, learning rates of 0.1, 0.2"),
+        ([[0.1], [0.1]], "No search: learning rates of 0.1"),
+        ([[0.1], [0.1, 0.2]], "Rows were searched differently: 1 to 2 settings"),
+        ([], "No search: learning rates of unknown"),
+    ],
+)
+def test_what_was_searched_is_said(tried: list[list[float]], said: str) -> None:
+    assert searched(tried).startswith(said)
