@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from service.bundle_signature import check_folder, signed_check
 from service.bundle_trial import Trial, TrialPlan, check_room
 from service.contract.bundle import is_version, list_bundles, list_files, point_to, read_pointer
 from service.contract.errors import BundleError, DaianError
@@ -53,6 +54,7 @@ class BundleSwap:
         self._shared = shared
         self._switch = switch
         self._trial = trial or Trial(plan)
+        self._check_signed = signed_check(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daian-swap", initializer=use_one_thread)
         self._turn = asyncio.Lock()
         self._woken = asyncio.Event()
@@ -185,6 +187,7 @@ class BundleSwap:
         self._check_name(target.path)
         self._make_room(target.path)
         try:
+            check_folder(self._check_signed, target.path)  # the child parses: nothing of a stranger's gets there
             self._trial.run(target.path)
         except BundleError:
             self._shared.metrics.bundle_loads.labels("refused").inc()
@@ -220,9 +223,8 @@ class BundleSwap:
     def _opened(self, path: Path, is_first: bool) -> Runtime:
         settings = self._settings
         self._check_name(path)
-        runtime = open_runtime(
-            path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings), is_first
-        )
+        opened = (path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
+        runtime = open_runtime(*opened, is_first, self._check_signed)
         check_kept(runtime.encoder.rules, settings)
         return runtime
 

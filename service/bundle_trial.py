@@ -135,9 +135,11 @@ def check_room(path: Path) -> None:
     """Raises BundleError when opening the bundle beside the one that answers could end in an out-of-memory kill."""
     size, left = bundle_size(path), memory_left()
     if left is not None and NEEDED_FACTOR * size > left:
+        largest = max(list_files(path), key=lambda file: file.stat().st_size)
         raise BundleError(
-            f"{path} has {size / 1e6:.0f} MB and {left / 1e6:.0f} MB of memory are left, {NEEDED_FACTOR} times its "
-            "size is needed to open it beside the old one: give the service more memory, or restart it on this bundle"
+            f"{path} has {size / 1e6:.0f} MB, {largest.stat().st_size / 1e6:.0f} of them {largest.relative_to(path)}, "
+            f"and {left / 1e6:.0f} MB of memory are left; {NEEDED_FACTOR} times its size is needed to open it beside "
+            "the old one: give the service more memory, or restart it on this bundle"
         )
 
 

@@ -45,6 +45,7 @@ def _bundle_verbs() -> App:
     bundle = App("bundle", help="Deployable models.")
     verbs: dict[str, Callable[..., int]] = {
         "verify": bundle_verify,
+        "sign": bundle_sign,
         "show": bundle_show,
         "list": bundle_list,
         "promote": bundle_promote,
@@ -292,6 +293,25 @@ def bundle_verify(path: Path) -> int:
     return 0
 
 
+def bundle_sign(path: Path, *, key: Path) -> int:
+    """Sign a bundle, after checking its hashes, for services that pin the public key (DAIAN_BUNDLE_PUBLIC_KEY).
+
+    Parameters
+    ----------
+    path
+        A bundle, or the folder that holds `current`.
+    key
+        Ed25519 private key in PEM: `openssl genpkey -algorithm ed25519 -out FILE` makes one.
+    """
+    from service.bundle_signature import sign_bundle
+    from service.runtime import bundle_to_open
+
+    bundle = bundle_to_open(path)
+    sign_bundle(bundle, key)
+    print(f"signed: {bundle}")
+    return 0
+
+
 def bundle_show(path: Path) -> int:
     """Print the manifest of a bundle, after checking its hashes."""
     from service.contract.bundle import read_bundle
@@ -356,7 +376,7 @@ def _point_to(root: Path, path: Path) -> int:
     from service.doctor import verify
     from service.settings import Settings
 
-    verify(path, Settings())
+    verify(path, Settings())  # with the signature, where this environment names a key
     point_to(root, read_bundle(path))
     print(
         f"current: {path.parent.name}@{path.name}; services that follow this folder take it within DAIAN_BUNDLE_POLL_S"

@@ -14,6 +14,7 @@ import redis
 
 from service.api_keys import KeysFileError, is_writable_by_others, read_keys
 from service.app import store_settings
+from service.bundle_signature import signed_check
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
 from service.redis_client import command_client, failure_kind
@@ -89,7 +90,7 @@ def _bundle(settings: Settings) -> Finding:
 
 def verify(path: Path, settings: Settings) -> str:
     """Opens a bundle as the service would and replays its golden requests. Raises BundleError for the first fault."""
-    bundle = read_bundle(bundle_to_open(path))
+    bundle = read_bundle(bundle_to_open(path), signed_check(settings))
     n_golden = check_bundle(bundle, settings.chunk, settings.ort_threads)
     return (
         f"{bundle.name}@{bundle.version}: {len(bundle.files)} files as hashed, {n_golden} golden requests as recorded"

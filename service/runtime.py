@@ -7,7 +7,7 @@ changed in place: requests in flight end on the runtime they began with.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,17 +71,18 @@ def open_runtime(
     loaded_at: float,
     prerank: PrerankPlan | None = None,
     is_first: bool = True,
+    check_signed: Callable[[Path, bytes], None] | None = None,
 ) -> Runtime:
     """Opens, verifies and warms the bundle in `path`; its pre-ranker too, when there is a plan for it.
 
     The first one of a process gives admission its first service times; a later one is opened beside traffic, which has
-    given truer ones. Raises BundleError, naming the file, when a hash, the fingerprint, a graph or a golden request
-    does not fit, or the pre-ranker that is asked for is not there.
+    given truer ones. `check_signed` is that of `read_bundle`. Raises BundleError, naming the file, when a signature, a
+    hash, the fingerprint, a graph or a golden request does not fit, or the pre-ranker that is asked for is not there.
     """
     started_s = time.perf_counter()
     outcome = "refused"
     try:
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, check_signed)
         encoder = bundle.open_encoder()
         scorer = open_scorer(bundle, chunk, ort_threads)
         self_check(bundle, encoder, scorer, shared.admission if is_first else None)

@@ -2,8 +2,8 @@
 
 Called once, by the command that starts the process. Addresses, time-outs and limits live here; no setting can change a
 tensor, because everything that does travels in the bundle. Secrets may also come from a file named by
-`DAIAN_<NAME>_FILE`. A `DAIAN_*` name that we do not know stops the start: a misspelt limit is a limit that does not
-hold.
+`DAIAN_<NAME>_FILE`, and so may the key that bundles are signed with. A `DAIAN_*` name that we do not know stops the
+start: a misspelt limit is a limit that does not hold.
 """
 
 import difflib
@@ -22,6 +22,7 @@ from service.errors import ServiceError
 PREFIX = "DAIAN_"
 TEST_PREFIX = "DAIAN_TEST_"
 SECRETS = ("redis_url", "redis_events_url", "redis_password", "redis_events_password", "id_hash_key")
+FROM_FILES = (*SECRETS, "bundle_public_key")  # a key in PEM has lines, which a file holds better than a variable
 
 
 class SettingsError(ServiceError):
@@ -44,10 +45,10 @@ def _cgroup_cores(file: Path) -> int | None:
 
 
 class SecretFiles(PydanticBaseSettingsSource):
-    """Reads `DAIAN_<NAME>_FILE` for every secret; the file's last line break is not part of the secret."""
+    """Reads `DAIAN_<NAME>_FILE` of FROM_FILES; the file's last line break is not part of the value."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        path = os.environ.get(file_variable(field_name)) if field_name in SECRETS else None
+        path = os.environ.get(file_variable(field_name)) if field_name in FROM_FILES else None
         if path is None:
             return None, field_name, False
         try:
@@ -121,6 +122,9 @@ class Settings(BaseSettings):
     bundle_poll_s: float = Field(5.0, ge=0, le=3600, description="how often to look at `current`; 0: only when told")
     bundle_keep_loaded: int = Field(2, ge=1, le=2, description="2 keeps the bundle before open, to go back at once")
     bundle_trial_s: float = Field(120.0, ge=1, le=3600, description="longest first load of a new bundle, in its child")
+    bundle_public_key: str | None = Field(
+        None, description="PEM of the Ed25519 keys that may sign bundles; no signature is asked for if unset"
+    )
     ort_threads: int = Field(1, ge=1, le=64, description="threads of one ONNX Runtime call")
     scorer_concurrency: int = Field(default_factory=usable_cores, ge=1, le=256, description="requests computed at once")
     chunk: int = Field(256, ge=1, le=10_000, description="candidates scored between two looks at the clock")
@@ -172,11 +176,11 @@ def origin(name: str, environ: Mapping[str, str]) -> str:
     """Where a setting's value came from: its variable, its file variable, or `default`."""
     if environ.get(variable(name)):
         return variable(name)
-    return file_variable(name) if name in SECRETS and environ.get(file_variable(name)) else "default"
+    return file_variable(name) if name in FROM_FILES and environ.get(file_variable(name)) else "default"
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {variable(name) for name in Settings.model_fields} | {file_variable(name) for name in SECRETS}
+    known = {variable(name) for name in Settings.model_fields} | {file_variable(name) for name in FROM_FILES}
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
@@ -184,6 +188,6 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
 
 
 def _refuse_twice(environ: Mapping[str, str]) -> None:
-    for name in SECRETS:
+    for name in FROM_FILES:
         if environ.get(variable(name)) and environ.get(file_variable(name)):
             raise SettingsError(f"both {variable(name)} and {file_variable(name)} are set: keep one")

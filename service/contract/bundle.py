@@ -1,10 +1,10 @@
 """Bundle: the immutable directory that is deployed. Written by models_export, read by the service.
 
     <root>/current                       {"name", "version", "manifest_sha256"}
-    <root>/<name>/<version>/manifest.json and the files that it lists with their SHA-256
+    <root>/<name>/<version>/manifest.json and the files that it lists with their SHA-256; manifest.sig if it was signed
 
 Nothing is parsed before its hash has been compared: read_bundle checks every file, Bundle.read returns the very bytes
-that were hashed. Links, files outside the manifest and other contract versions are refused.
+that were hashed. Links, pipes, files outside the manifest and other contract versions are refused.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from service.contract.errors import BundleError, SchemaError
 from service.contract.strict_json import strict_json
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # beside the manifest and not in it, so that a published bundle can be signed
 MANIFEST_SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20  # parsed before anything of it could be trusted
+MAX_POINTER_BYTES = 64 << 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -113,21 +116,45 @@ def write_bundle(
     return read_bundle(target)
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Opens and verifies a bundle. Raises BundleError naming the file and the reason."""
-    content = _content(path / MANIFEST, MAX_MANIFEST_BYTES)
+def read_bundle(path: Path, check_signed: Callable[[Path, bytes], None] | None = None) -> Bundle:
+    """Opens and verifies a bundle. Raises BundleError naming the file and the reason.
+
+    `check_signed` is given the folder and the manifest's bytes before anything of them is parsed; it raises BundleError
+    when nobody whom it trusts signed them.
+    """
+    content = read_manifest(path)
+    if check_signed is not None:
+        check_signed(path, content)
     manifest = _parse(path / MANIFEST, content)
     _check_versions(path, manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise BundleError(f"{path / MANIFEST} lists no files: it was not written by write_bundle")
-    found = {file.relative_to(path).as_posix() for file in list_files(path)} - {MANIFEST}
+    found = {file.relative_to(path).as_posix() for file in list_files(path)} - {MANIFEST, SIGNATURE}
     for name in sorted(found ^ set(files)):
         problem = "is not in the manifest" if name in found else "is missing"
         raise BundleError(f"{path / name} {problem}: copy the bundle again, whole")
     for name, expected in files.items():
         _compare(path / name, _hash(path / name), expected)
     return Bundle(path, manifest, hashlib.sha256(content).hexdigest())
+
+
+def read_manifest(path: Path) -> bytes:
+    """The manifest of the bundle in `path`, unparsed. Raises BundleError when it cannot be read or is too large."""
+    return _content(path / MANIFEST, MAX_MANIFEST_BYTES)
+
+
+def write_signature(path: Path, content: bytes) -> None:
+    """Puts a signature beside the manifest of the bundle in `path`, whole or not at all."""
+    work = path.parent / f".{path.name}.sig.{os.getpid()}"
+    _write_synced(work, content)
+    work.rename(path / SIGNATURE)
+    _sync(path)
+
+
+def read_signature(path: Path) -> bytes:
+    """What lies beside the manifest. Raises BundleError when there is none."""
+    return _content(path / SIGNATURE, MAX_POINTER_BYTES)
 
 
 def point_to(root: Path, bundle: Bundle) -> None:
@@ -150,12 +177,12 @@ def current_path(root: Path) -> Path:
 
 def read_pointer(root: Path) -> tuple[Path, str]:
     """The same with the hash of its manifest, which is that of `Bundle.digest`."""
-    pointer = _parse(root / "current", _content(root / "current"))
+    pointer = _parse(root / "current", _content(root / "current", MAX_POINTER_BYTES))
     parts = [str(pointer.get(key, "")) for key in ("name", "version")]
     if not all(_NAME.fullmatch(part) for part in parts):
         raise BundleError(f"{root / 'current'} names {parts}: promote a bundle again")
     path = root.joinpath(*parts)
-    digest = hashlib.sha256(_content(path / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
+    digest = hashlib.sha256(read_manifest(path)).hexdigest()
     _compare(path / MANIFEST, digest, pointer.get("manifest_sha256"))
     return path, digest
 
@@ -180,11 +207,11 @@ def _check_versions(path: Path, manifest: Mapping[str, object]) -> None:
 
 
 def _content(path: Path, most: int | None = None) -> bytes:
-    if path.is_symlink():
-        raise BundleError(f"{path} is a link: bundles hold files only")
     try:
-        if most is not None and path.stat().st_size > most:
-            raise BundleError(f"{path} has {path.stat().st_size} bytes, {most} are allowed: export the bundle again")
+        found = path.lstat()
+        _check_kind(path, found.st_mode)
+        if most is not None and found.st_size > most:
+            raise BundleError(f"{path} has {found.st_size} bytes, {most} are allowed: export the bundle again")
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
@@ -213,12 +240,19 @@ def _hash(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Regular files below a folder. Raises BundleError for a link."""
+    """Regular files below a folder. Raises BundleError for a link, a pipe or a device."""
     paths = sorted(folder.rglob("*"))
-    for path in paths:
-        if path.is_symlink():
-            raise BundleError(f"{path} is a link: bundles hold files only")
-    return [path for path in paths if not path.is_dir()]
+    files = [path for path in paths if not stat.S_ISDIR(path.lstat().st_mode)]
+    for path in files:
+        _check_kind(path, path.lstat().st_mode)
+    return files
+
+
+def _check_kind(path: Path, mode: int) -> None:
+    """A link may lead out of the bundle, and a pipe lets its reader wait for ever."""
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise BundleError(f"{path} is {kind}: bundles hold files only")
 
 
 def _folders(folder: Path) -> list[Path]:
