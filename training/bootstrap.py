@@ -134,7 +134,7 @@ def intervals(statistics: Mapping[str, Statistic], resampling: Resampling = USUA
         return {}
     codes = np.unique(np.concatenate([statistic.clusters for statistic in statistics.values()]))
     n_bags = min(len(codes), MAX_CLUSTERS)
-    sums = np.concatenate([_bag_sums(found, codes, n_bags) for found in statistics.values()], axis=1)
+    sums = np.concatenate([bag_sums(found, codes, n_bags) for found in statistics.values()], axis=1)
     resampled = resampled_sums(sums, resampling)
     found, start = {}, 0
     for name, statistic in statistics.items():
@@ -184,7 +184,8 @@ def draws(n_clusters: int, n: int, seed: int) -> Iterator[Float[np.ndarray, "b G
         left -= b
 
 
-def _bag_sums(statistic: Statistic, codes: Int64[np.ndarray, " G"], n_bags: int) -> Float[np.ndarray, "bags C"]:
+def bag_sums(statistic: Statistic, codes: Int64[np.ndarray, " G"], n_bags: int) -> Float[np.ndarray, "bags C"]:
+    """The statistic's sums over each bag of clusters."""
     bag = np.searchsorted(codes, statistic.clusters) % max(n_bags, 1)
     columns = [np.bincount(bag, column, n_bags) for column in statistic.columns.T]
     return np.stack(columns, axis=1).astype(np.float64) if n_bags else np.empty((0, len(columns)))
@@ -230,7 +231,7 @@ def paired_difference(left: Statistic, right: Statistic, resampling: Resampling 
         lambda sums: left.of_sums(sums[..., :width]) - right.of_sums(sums[..., width:]),
     )
     codes = np.unique(both.clusters)
-    sums = _bag_sums(both, codes, min(len(codes), MAX_CLUSTERS))
+    sums = bag_sums(both, codes, min(len(codes), MAX_CLUSTERS))
     resampled = both.of_sums(resampled_sums(sums, resampling))
     return difference_of(both.value, resampled, resampling, len(left.clusters), len(codes))
 

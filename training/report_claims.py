@@ -2,14 +2,14 @@
 `training.report_numbers`.
 
 Not decided: the interval holds what would refute the claim and what would bear it out, fewer than two seeds were
-trained, or a rival failed.
+trained, or a rival failed. Differences are decided by the interval over users and seeds.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from training.report_tests import AGAINST_DAIAN, AGAINST_PERMUTED, AGAINST_WHOLE
+from training.report_tests import AGAINST_DAIAN, AGAINST_PERMUTED, AGAINST_WHOLE, OVER_SEEDS
 
 JS_LIMIT = 0.082  # DAIAN section 5: divergence of the mean intents of specific users
 ORACLE_SHARE = 0.85
@@ -52,11 +52,14 @@ def _difference(text: str, row: Mapping[str, Any], kind: str, daian: Mapping[str
         missing = row.get("failure") or ("DAIAN was not trained" if "numbers" not in daian else "not measured")
         return _claim(text, None, missing)
     evidence = f"{test['difference']:+.4f}, 95 % interval {test['low']:+.4f} to {test['high']:+.4f}, p {test['p']:.4f}"
+    decides = test.get(OVER_SEEDS, test)
+    if decides is not test:
+        evidence += f"; over seeds too {decides['low']:+.4f} to {decides['high']:+.4f}"
     if row.get("failure"):
         return _claim(text, None, f"{evidence}; but a run failed: {row['failure']}")
     if min(row["n_seeds"], daian["n_seeds"]) < FEWEST_SEEDS:
         return _claim(text, None, f"{evidence}; but fewer than {FEWEST_SEEDS} seeds")
-    return _claim(text, True if test["low"] > 0 else False if test["high"] < 0 else None, evidence)
+    return _claim(text, True if decides["low"] > 0 else False if decides["high"] < 0 else None, evidence)
 
 
 def _all(text: str, parts: list[dict[str, Any]]) -> dict[str, Any]:

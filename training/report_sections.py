@@ -37,6 +37,11 @@ def _about(found: Numbers) -> Iterator[Block]:
         f"{how}, then up to {_most_seeds(found)} seeds. Numbers are of the test split: mean ± standard "
         "deviation over seeds."
     )
+    yield from mixed_code(found)
+
+
+def mixed_code(found: Numbers) -> Iterator[Block]:
+    """A warning where the runs of a report were made by different code."""
     codes = sorted({code for row in trained(found).values() for code in row["code_sha256"]})
     if len(codes) > 1:
         named = ", ".join(code[:12] for code in codes)
@@ -69,7 +74,7 @@ def _table(found: Numbers) -> Iterator[Block]:
         "GAUC is weighted by impressions, AUC/request is a plain mean. "
         f"Everything is judged by {judged}; RelaImpr: of it over DIN's, in %. Best rival by {judged} on the validation "
         f"split: {named}; differences to it are paired over users, with 95 % intervals and p; * where p, adjusted by "
-        "Holm over this column, is below 0.05."
+        "Holm over this column, is below 0.05. How much seeds differ is not in these intervals, but in the ±."
     )
 
 
@@ -138,6 +143,10 @@ def _claims(found: Numbers) -> Iterator[Block]:
     yield Heading("The papers' claims on this data")
     rows = [(claim["text"], _HELD[claim["held"]], claim["evidence"]) for claim in found["claims"]]
     yield Table(("claim", "", "on what grounds"), tuple(rows))
+    yield Paragraph(
+        "The first interval of a difference is over users alone: what these trained weights would show on other users "
+        "of the same days. Claims go by the second, in which seeds are drawn too: what another training would give."
+    )
 
 
 def _counting(found: Numbers) -> Iterator[Block]:
