@@ -33,10 +33,12 @@ class DataConfig:
 
     page_candidates: of longer pages, training takes the clicked and as many others as fill this number, drawn anew in
     each epoch, and corrects for it (`training.data.thinning`); 0 = whole pages. Evaluation always sees whole pages.
+    validation_every: stages are judged on every n-th request of the validation days, where those are many.
     """
 
     batch_candidates: int = 4096
     page_candidates: int = 0
+    validation_every: int = 1
     evaluation_candidates: int = 8192
 
 

@@ -138,7 +138,7 @@ TABLES: dict[str, Table] = {
             name="wikispeedia",
             model=None,
             optim=OptimConfig(kind="adam", learning_rate=2e-3),
-            data=DataConfig(batch_candidates=1024, page_candidates=6),
+            data=DataConfig(batch_candidates=1024, page_candidates=6, validation_every=3),
             unknown_user_share=0.9,
             content_start=0.1,
         ),

@@ -63,7 +63,7 @@ def train(
     if config.content_start:
         _start_from_content(model, encoder, config, recorder)
     save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
-    validation = evaluation_batches(data_folder, "validation", encoder, config, pools)
+    validation = evaluation_batches(data_folder, "validation", encoder, config, pools, config.data.validation_every)
     _fit_all(model, config, data_folder, run_folder, pools or FreshPools(encoder), validation, recorder)
     save_weights(run_folder, model)
     numbers = all_numbers(score_batches(model, validation.epoch()))
@@ -87,10 +87,15 @@ def _encoder(data_folder: Path, run_folder: Path) -> Encoder:
 
 
 def evaluation_batches(
-    data_folder: Path, split: Split, encoder: Encoder, config: TrainConfig, pools: PoolSource | None = None
+    data_folder: Path,
+    split: Split,
+    encoder: Encoder,
+    config: TrainConfig,
+    pools: PoolSource | None = None,
+    every: int = 1,
 ) -> Batches:
-    """The requests of a split in their fixed order."""
-    plan = BatchPlan(batch_candidates=config.data.evaluation_candidates, shuffle=False)
+    """The requests of a split in their fixed order, or every n-th of them."""
+    plan = BatchPlan(batch_candidates=config.data.evaluation_candidates, every=every, shuffle=False)
     return Batches(split_files(data_folder, split), encoder, plan, pools)
 
 

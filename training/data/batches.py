@@ -35,10 +35,12 @@ class BatchPlan:
     """How batches are cut. `shuffle=False` (evaluation): no chance at all; still sorted by history length in a pool.
 
     page_candidates: unclicked candidates of a page beyond this many are left out, others in each epoch; 0 = none.
+    every: only the first of each so many requests of a pool; 1 = all. Unshuffled, they are always the same ones.
     """
 
     batch_candidates: int = 4096
     page_candidates: int = 0
+    every: int = 1
     pool_requests: int = 8192
     requests: Requests = "all"
     shuffle: bool = True
@@ -145,6 +147,7 @@ class Batches:
     def _cut(self, pool: Pool, epoch: int, number: int) -> list[Int64[np.ndarray, " r"]]:
         """The pool's requests, in batches: which request goes where."""
         wanted = pool.has_click if self.plan.requests == "clicked" else np.ones(len(pool.has_click), dtype=np.bool_)
+        wanted = wanted & (np.arange(len(wanted)) % self.plan.every == 0)
         order = np.flatnonzero(wanted)
         if not len(order):
             return []

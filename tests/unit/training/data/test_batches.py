@@ -128,6 +128,14 @@ def test_clicked_requests_alone(encoder: Encoder, files: list[Path]) -> None:
         assert np.bincount(batch.inputs.candidate_request, batch.clicks, len(batch.request_group)).min() >= 1
 
 
+def test_every_third_request_is_the_same_third_in_each_epoch(encoder: Encoder, files: list[Path]) -> None:
+    some = Batches(files, encoder, replace(PLAN, every=3, shuffle=False))
+    seen = [{int(r) for batch in some.epoch(Position(epoch)) for r in batch.request_group} for epoch in (0, 1)]
+    everyone = {int(r) for batch in Batches(files, encoder, PLAN).epoch() for r in batch.request_group}
+    assert seen[0] == seen[1] < everyone
+    assert len(everyone) / 3 <= len(seen[0]) <= len(everyone) / 3 + 4  # a pool rounds up
+
+
 def test_sorting_by_history_length_saves_padding(encoder: Encoder, files: list[Path]) -> None:
     def padding(pool_requests: int) -> float:
         batches = Batches(files, encoder, replace(PLAN, pool_requests=pool_requests)).epoch()
