@@ -1,7 +1,9 @@
 """GuardedProtocol: uvicorn's HTTP protocol with the limits that it lacks.
 
-Used by `serving.py` for every connection. A cap on the bytes of a request's headers, a time within which headers and
-body must arrive, and a number of open connections per address. Works on bytes and timers alone: httptools parses.
+Used by `serving.py` for every connection. A cap on the bytes of a request's headers and of what frames its body, a time
+within which headers and body must arrive and an answer must be taken, and a number of open connections per address.
+Refuses what the parser lets through and RFC 9112 does not. Works on bytes and timers alone: httptools parses. Never
+repeats a byte of the input.
 """
 
 import asyncio
@@ -9,19 +11,35 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import httptools
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.errors import HeadersTooLarge, problem_of
+from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
 
-# Written before any request exists, so it has no id and no path.
-_BODY = orjson.dumps(problem_of(HeadersTooLarge("send less than GET /v1/limits allows"), "", ""))
-HEADERS_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-    b"cache-control: no-store\r\ncontent-length: " + str(len(_BODY)).encode() + b"\r\n\r\n" + _BODY
+UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
+
+
+def _last_answer(status_line: bytes, error: ServiceError) -> bytes:
+    """An answer written before any request exists, so it has no id and no path, and the last of its connection."""
+    body = orjson.dumps(problem_of(error, "", ""))
+    return (
+        b"HTTP/1.1 " + status_line + b"\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+        b"cache-control: no-store\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+    )
+
+
+HEADERS_TOO_LARGE = _last_answer(
+    b"431 Request Header Fields Too Large", HeadersTooLarge("send less than GET /v1/limits allows")
 )
+NOT_HTTP = _last_answer(b"400 Bad Request", BadRequest("this is not a request of HTTP/1.1 as RFC 9112 has it"))
+
+
+class NotHttpError(ValueError):
+    """A message that the parser lets through and RFC 9112 does not."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +73,12 @@ class GuardedProtocol(HttpToolsProtocol):
         assert isinstance(config, GuardedConfig)
         self._guards = config.guards
         self._n_header_bytes = 0
+        self._n_body_bytes = 0
+        self._n_framing_bytes = 0
         self._in_headers = True
+        self._is_refused = False
         self._arrival: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts the connection for its address, and closes it when there are too many."""
@@ -69,8 +91,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expect_message()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection and its timer."""
+        """Forgets the connection and its timers."""
         self._message_arrived()
+        self._answer_taken()
         peer = self._peer()
         self._open_by_peer[peer] -= 1
         if self._open_by_peer[peer] <= 0:
@@ -79,21 +102,43 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, but never more header bytes than allowed."""
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         self._expect_message()
         room = self._guards.max_header_bytes - self._n_header_bytes
         if self._in_headers and len(data) > room:
             head, data = data[:room], data[room:]
-            super().data_received(head)
-            if self.transport.is_closing():
+            self._feed(head)
+            if self._is_refused or self.transport.is_closing():
                 return
             if self._in_headers:
-                self._refuse_headers()
+                self._refuse(HEADERS_TOO_LARGE)
                 return
         elif self._in_headers:
             self._n_header_bytes += len(data)
-        super().data_received(data)
+        self._n_framing_bytes += len(data)
+        self._feed(data)
+        most = self._guards.max_header_bytes + FRAMING_PER_BODY_BYTE * self._n_body_bytes
+        if not self._in_headers and self._n_framing_bytes > most and not self._is_refused:
+            self._refuse(HEADERS_TOO_LARGE)  # chunk extensions and trailers have no other end
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self._refuse(NOT_HTTP)
+
+    def _stay(self, rest: bytes) -> None:
+        """Goes on as if nobody had asked for another protocol: HTTP/2 clients do, and the parser drops their body."""
+        first = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(first + b"".join(kept) + b"\r\n" + rest)
 
     def on_message_begin(self) -> None:
         """A new message, maybe behind another in the same bytes: its headers and its time are counted from here."""
@@ -101,17 +146,84 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expect_message()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, but not a trailer: nothing that comes behind the body may pass for what stood before it."""
+        if self._in_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """The headers are in: what follows is body, which the routes limit."""
-        self._in_headers = False
-        self._n_header_bytes = 0
+        """The headers are in: what follows is body, which the routes limit. Raises NotHttpError; it becomes a 400."""
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise NotHttpError("another version of HTTP")
+        n_hosts = sum(name == b"host" for name, _ in self.headers)
+        if n_hosts > 1 or (n_hosts == 0 and version == "1.1"):
+            raise NotHttpError("no host, or several")
+        if self.parser.get_method() == b"CONNECT":
+            raise NotHttpError("a tunnel")
+        if self.parser.should_upgrade():
+            return  # `_stay` begins once more
         super().on_headers_complete()
+        self._in_headers = False
+        self._n_header_bytes = self._n_framing_bytes = self._n_body_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body: what is not body is framing."""
+        self._n_body_bytes += len(body)
+        self._n_framing_bytes = max(0, self._n_framing_bytes - len(body))
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of the message is in: the connection may now be idle for as long as keep-alive allows."""
+        if self._in_headers:
+            return  # of a message that asked for another protocol, and comes once more
         self._message_arrived()
         self._in_headers = True
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is written; what the peer has not taken yet it must take in time."""
+        super().on_response_complete()
+        self._answer_taken()
+        if self.transport.get_write_buffer_size():
+            self._expect_taking()
+
+    def pause_writing(self) -> None:
+        """The peer does not take its answers: it has as long as a request may take to arrive."""
+        super().pause_writing()
+        self._answer_taken()
+        self._expect_taking()
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        self._answer_taken()
+        super().resume_writing()
+
+    def _expect_taking(self) -> None:
+        self._taking = self.loop.call_later(self._guards.receive_timeout_s, self._abort_if_not_taken)
+
+    def _abort_if_not_taken(self) -> None:
+        self._taking = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _answer_taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
+    def _refuse(self, answer: bytes) -> None:
+        """Reads no more, and says why where it is this message's turn: answers keep the order of their requests."""
+        self._is_refused = True
+        self._message_arrived()
+        cycle = self.cycle
+        is_answered = cycle is None or cycle.response_complete
+        if self._in_headers and not is_answered:  # requests in front of this message are still being answered
+            cycle.keep_alive = False
+            return
+        if self._in_headers or not (cycle.response_started or self.pipeline):
+            self.transport.write(answer)
+        self.transport.close()
 
     def _expect_message(self) -> None:
         if self._arrival is None:
@@ -121,10 +233,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None
-
-    def _refuse_headers(self) -> None:
-        self.transport.write(HEADERS_TOO_LARGE)
-        self.transport.close()
 
     def _peer(self) -> str:
         return self.client[0] if self.client else ""

@@ -29,6 +29,7 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 FORM = "application/x-www-form-urlencoded"  # what `curl -d` says of any body
 MAX_POINTERS = 20
+MAX_DIGITS = 15  # of a length that is worth reading
 
 Shape = TypeVar("Shape", bound=BaseModel)
 
@@ -36,20 +37,27 @@ Shape = TypeVar("Shape", bound=BaseModel)
 async def read_body(request: Request, limit: int, accepted: Iterable[str]) -> tuple[bytes, str]:
     """The body and its media type ("" reads as JSON).
 
-    Raises UnsupportedMediaType, UnsupportedEncoding, or BodyTooLarge at the first byte too many, whatever
-    Content-Length says.
+    Raises UnsupportedMediaType, UnsupportedEncoding, or BodyTooLarge: at once when Content-Length says so, else at the
+    first byte too many.
     """
     media_type = _media_type(request, accepted)
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdecimal() and (len(declared) > MAX_DIGITS or int(declared) > limit):
+        raise _too_large(limit)
     parts, size = [], 0
     try:
         async for part in request.stream():
             size += len(part)
             if size > limit:
-                raise BodyTooLarge(f"more than {limit} bytes: send fewer candidates or events per call")
+                raise _too_large(limit)
             parts.append(part)
     except ClientDisconnect as error:
         raise BadRequest("the connection closed before the body was whole") from error
     return b"".join(parts), media_type
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"more than {limit} bytes: send fewer candidates or events per call")
 
 
 def _media_type(request: Request, accepted: Iterable[str]) -> str:

@@ -117,7 +117,8 @@ def _instance(error: BaseException, exchange: Exchange) -> str:
     """The path, as far as it is ours: of a path with a parameter the template, of one without a route nothing."""
     if verdict_of(error).status in (404, 405):
         return ""
-    return exchange.route if exchange.request.path_params else exchange.request.url.path
+    scope = exchange.request.scope  # not the request's URL: that is made of the Host header and the query string too
+    return exchange.route if scope.get("path_params") else str(scope["path"])
 
 
 def header_request_id(request: Request) -> str:
