@@ -82,7 +82,7 @@ def encodings_on_the_clock(world: Path, folder: Path, monkeypatch: pytest.Monkey
     def train(_config: object, data: Path, _folder: Path, _recorder: object, pools: Any) -> dict[str, float]:
         before = len(encoded)
         for split in ("train", "validation"):
-            pools.read([(path, 0) for path in split_files(data, split)])  # type: ignore[arg-type]
+            pools.read([(path, 0) for path in split_files(data, split)])
         return {"encoded": len(encoded) - before}
 
     monkeypatch.setattr(pools, "encode_labelled", counting)

@@ -1,6 +1,6 @@
 """The interval that holds users and seeds: by hand, wider where seeds differ, and not where they differ together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +85,7 @@ def test_claims_go_by_it_and_say_both() -> None:
     daian = {"title": "DAIAN", "is_rival": False, "n_seeds": 2, "failure": None, "numbers": {}}
     rival = {**daian, "title": "X", "is_rival": True, "daian_minus_this": users}
 
-    def claim(test: dict[str, object]) -> dict[str, object]:
+    def claim(test: Mapping[str, object]) -> dict[str, object]:
         rows = {"daian": daian, "x": {**rival, "daian_minus_this": test}}
         return next(c for c in claims({"rows": rows, "judged_title": ""}) if "ahead of X" in c["text"])
 
