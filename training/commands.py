@@ -13,11 +13,12 @@ from cyclopts import App, Parameter
 from training.data.commands import register_data
 
 if TYPE_CHECKING:
-    from training.evaluate import ScoreBundle
+    from training.evaluate_inside import ScoreBundle, TimeGraphs
     from training.train import ExportCheck
 
 EXPORT_CHECK = "daian.export_check"
 BUNDLE_SCORES = "daian.bundle_scores"
+EXPORT_TIMING = "daian.export_timing"
 
 
 def register(app: App) -> None:
@@ -80,6 +81,12 @@ def score_bundle() -> "ScoreBundle":
     return scorer
 
 
+def time_graphs() -> "TimeGraphs | None":
+    """The installed exporter's timing of graphs, None without one: an entry point as well."""
+    found = entry_points(group=EXPORT_TIMING)
+    return next(iter(found)).load() if found else None
+
+
 def evaluate(
     run: Path,
     *,
@@ -87,6 +94,7 @@ def evaluate(
     split: Literal["train", "validation", "test"] = "test",
     against: Path | None = None,
     report: Path | None = None,
+    judged_by: Literal["gauc_request", "auc_per_request"] | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Score a split with a finished run: its numbers beside those of counting, all metrics with 95 % intervals, and
@@ -104,17 +112,19 @@ def evaluate(
         A published bundle, or the folder of bundles that holds `current`: scored on the same requests and compared.
     report
         Also write the report into this file: .html with figures, in one file that needs no network, or .md.
+    judged_by
+        What decides who is better; none: what the run's table is judged by, GAUC per request for a run of no table.
     as_json
         Print JSON instead of tables.
     """
     from service.contract.strict_json import strict_json
-    from training.evaluate import evaluate_fully
+    from training.evaluate import Exporter, evaluate_fully
     from training.evaluation_report import evaluation_text, write_evaluation_report
 
     if report is not None:
         check_report_name(report)
-    scorer = None if against is None else score_bundle()
-    found = evaluate_fully(run, data, split, against, scorer)
+    exporter = Exporter(None if against is None else score_bundle(), time_graphs())
+    found = evaluate_fully(run, data, split, against, exporter, judged_by)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if report is not None:

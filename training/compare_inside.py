@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int8, Int64
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
@@ -91,11 +91,18 @@ def permuted_trigger_scores(model: Any, encoder: Encoder, data_folder: Path, spl
 
 
 def _permuted_batches(encoder: Encoder, data_folder: Path, split: Split) -> Iterator[Batch]:
+    for permuted, clicks in permuted_requests(encoder.rules, data_folder, split):
+        yield to_batch(encode_labelled(permuted, clicks, encoder), Position())
+
+
+def permuted_requests(
+    rules: HistoryRules, data_folder: Path, split: Split
+) -> Iterator[tuple[RequestBatch, Int8[np.ndarray, " N"]]]:
+    """The requests of a split under each other's triggers, with their clicks; the same at every call."""
     random = np.random.default_rng(_SEED)
     for path in split_files(data_folder, split):
         for requests, clicks in read_requests(path, _BATCH_REQUESTS):
-            permuted = with_permuted_triggers(requests, encoder.rules, random)
-            yield to_batch(encode_labelled(permuted, clicks, encoder), Position())
+            yield with_permuted_triggers(requests, rules, random), clicks
 
 
 def with_permuted_triggers(requests: RequestBatch, rules: HistoryRules, random: np.random.Generator) -> RequestBatch:

@@ -1,37 +1,44 @@
 """A finished run on one split of a data folder -> its numbers beside those of counting, and beside a live bundle's.
 
 Called by `daian evaluate` and the demo. `evaluate` is the table alone; `evaluate_fully` adds every number of the report
-with its interval, the paired tests, and leaves the scores in the run folder. Printed by `training.table` and
-`training.evaluation_report`. Numbers on other data than the run was trained on are never written into its folder.
+with its interval, the paired tests, what `training.evaluate_inside` sees behind the ranking, and leaves the scores in
+the run folder. Printed by `training.table` and `training.evaluation_report`. Numbers on other data than the run was
+trained on are never written into its folder.
 """
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from service.contract.strict_json import strict_json
-from training.baselines import LINES, baseline_numbers, numbers_of_lines, read_lines
+from training.baselines import LINES, Shown, baseline_numbers, numbers_of_lines, read_lines
 from training.checkpoint import Run, open_run
+from training.compare_inside import permuted_trigger_scores
 from training.data.dataset import Split, dataset_sha256, open_catalogue
 from training.data.whole_files import write_whole
+from training.evaluate_days import DaysSeen, days_seen
+from training.evaluate_inside import ScoreBundle, TimeGraphs, bundle_under_other_triggers, latency, look_behind
 from training.measures import USUAL_PLAN, Plan, measure
 from training.metrics import rela_impr
 from training.paired import paired_test, verdict
+from training.recipes import TABLES
 from training.scores import Scored, all_numbers, score_batches
 from training.split_facts import Items, read_candidates, read_training_days
 from training.table import strongest_line
 from training.train import evaluation_batches, write_metrics
 
 Numbers = dict[str, dict[str, float]]
-ScoreBundle = Callable[[Path, Path, Split], tuple[str, Scored]]  # bundle, data folder, split -> its name, its scores
 
 NEWEST_LINE = "popularity"  # never absent from what today's program writes
-TESTED_BY = "gauc_request"
+JudgedBy = Literal["gauc_request", "auc_per_request"]
+USUALLY: JudgedBy = "gauc_request"
+JUDGES: dict[JudgedBy, str] = {"gauc_request": "GAUC per request", "auc_per_request": "AUC per request"}
+_READ_WITH_CARE = "(But see the warning: the bundle may know these days.)"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Evaluation:
     """Everything known about a run on a split, as plain values.
 
     numbers: the table, by ranker. measures: `training.measures.measure` by ranker. tests: paired tests of the run
-    against others, with their sentences. warnings: what whoever reads the numbers must know first.
+    against others, with their sentences, by `judged_by`. warnings: what whoever reads the numbers must know first.
+    notes: what was found in order. behind: `training.evaluate_inside.look_behind`. latency: of the exported graphs.
     """
 
     run: str
@@ -49,6 +57,18 @@ class Evaluation:
     measures: dict[str, dict[str, Any]]
     tests: list[dict[str, Any]]
     warnings: list[str]
+    judged_by: JudgedBy = USUALLY
+    notes: list[str] = field(default_factory=list)
+    behind: dict[str, Any] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """What the installed exporter can do for an evaluation, None without one: it lies above this package."""
+
+    score_bundle: ScoreBundle | None = None
+    time_graphs: TimeGraphs | None = None
 
 
 def evaluate(run_folder: Path, data_folder: Path, split: Split, lines: Numbers | None = None) -> Numbers:
@@ -70,43 +90,66 @@ def evaluate_fully(
     data_folder: Path,
     split: Split,
     against: Path | None = None,
-    score_bundle: ScoreBundle | None = None,
+    exporter: Exporter = Exporter(),
+    judged_by: JudgedBy | None = None,
     plan: Plan = USUAL_PLAN,
 ) -> Evaluation:
     """The table, all numbers of the report with their intervals, and paired tests against the best line and a bundle.
 
-    `against`: the folder of a published bundle, which `score_bundle` scores. Writes metrics.json, measures_<split>.json
-    and scores_<split>.npz into the run folder when it was trained on this data. Raises DataError, CheckpointError and
-    BundleError for what cannot be read, ValueError when `against` is given without `score_bundle`.
+    `against`: the folder of a published bundle, which `exporter.score_bundle` scores. `judged_by`: the number of the
+    tests and of the best line; None: see `judge_of`. Writes metrics.json, measures_<split>.json and scores_<split>.npz
+    into the run folder when it was trained on this data. Raises DataError, CheckpointError and BundleError for what
+    cannot be read, ValueError when `against` is given and nobody can score it.
     """
-    if against is not None and score_bundle is None:
-        raise ValueError("nothing here can score a bundle: give score_bundle")
-    warning = other_data(run_folder, data_folder)
+    if against is not None and exporter.score_bundle is None:
+        raise ValueError("nothing here can score a bundle: give an exporter with score_bundle")
     run = open_run(run_folder, open_catalogue(data_folder))
-    name = run.config.name
-    scores = {name: _scores_of(run, data_folder, split)}
-    if against is not None and score_bundle is not None:
-        bundle, found = score_bundle(against, data_folder, split)
-        scores[_other_name(bundle, name)] = found
+    name, judge = run.config.name, judged_by or judge_of(run.config.name)
+    seen = None if against is None else days_seen(against, data_folder, split)
+    scores, permuted = _scores_of_all(run, data_folder, split, against, exporter.score_bundle)
     shown = read_lines(data_folder, split)
     numbers: Numbers = {ranker: all_numbers(scored) for ranker, scored in scores.items()} | numbers_of_lines(shown)
     add_rela_impr(numbers)
-    rivals = {ranker: scored for ranker, scored in scores.items() if ranker != name}
-    best = best_line(numbers)
-    if best is not None:
-        rivals[LINES[best]] = shown.scored(best)
+    items = Items.open(data_folder, run.encoder.scale)
+    facts = read_candidates(data_folder / split, items), read_training_days(data_folder, items)
+    other = other_data(run_folder, data_folder)
     evaluation = Evaluation(
         run=name,
         data=str(data_folder),
         split=split,
         numbers=numbers,
-        measures=_measures(scores, run, data_folder, split, plan),
-        tests=[_test(name, scores[name], rival, scored, plan) for rival, scored in rivals.items()],
-        warnings=[warning] if warning else [],
+        measures={ranker: measure(scored, *facts, items, plan) for ranker, scored in scores.items()},
+        tests=_tests(scores, _best_line(shown, numbers, judge), seen, judge, plan),
+        warnings=[text for text in (other, seen.text if seen and not seen.is_fair else None) if text],
+        judged_by=judge,
+        notes=[seen.text] if seen and seen.is_fair else [],
+        behind=look_behind(run, data_folder, split, scores, permuted, facts, judge, plan),
+        latency=latency(run_folder, data_folder, exporter.time_graphs),
     )
-    if warning is None:
+    if other is None:
         _write(evaluation, scores[name], run_folder)
     return evaluation
+
+
+def judge_of(name: str) -> JudgedBy:
+    """What the table judges by that a run was trained for ("wikispeedia/daian"); GAUC per request for any other."""
+    table = TABLES.get(name.partition("/")[0])
+    return USUALLY if table is None else table.judged_by
+
+
+def _scores_of_all(
+    run: Run, data_folder: Path, split: Split, against: Path | None, score_bundle: ScoreBundle | None
+) -> tuple[dict[str, Scored], dict[str, Scored]]:
+    """Of the run and of the bundle, if any: their scores, and their scores under triggers of other requests."""
+    name, rules = run.config.name, run.encoder.rules
+    scores = {name: _scores_of(run, data_folder, split)}
+    permuted = {name: permuted_trigger_scores(run.model, run.encoder, data_folder, split).in_order()}
+    if against is not None and score_bundle is not None:
+        bundle, found = score_bundle(against, data_folder, split)
+        other = _other_name(bundle, name)
+        scores[other] = found
+        permuted[other] = bundle_under_other_triggers(score_bundle, against, data_folder, split, rules)
+    return scores, permuted
 
 
 def _scores_of(run: Run, data_folder: Path, split: Split) -> Scored:
@@ -114,18 +157,28 @@ def _scores_of(run: Run, data_folder: Path, split: Split) -> Scored:
     return score_batches(run.model, evaluation_batches(data_folder, split, run.encoder, run.config).epoch()).in_order()
 
 
-def _measures(
-    scores: dict[str, Scored], run: Run, data_folder: Path, split: Split, plan: Plan
-) -> dict[str, dict[str, Any]]:
-    """By the run's own levels, for all of them."""
-    items = Items.open(data_folder, run.encoder.scale)
-    candidates, training = read_candidates(data_folder / split, items), read_training_days(data_folder, items)
-    return {ranker: measure(scored, candidates, training, items, plan) for ranker, scored in scores.items()}
+def _best_line(shown: Shown, numbers: Numbers, judged_by: JudgedBy) -> dict[str, Scored]:
+    """The best counting line by its title; empty when none could be measured."""
+    best = best_line(numbers, judged_by)
+    return {} if best is None else {LINES[best]: shown.scored(best)}
 
 
-def _test(name: str, scored: Scored, rival: str, other: Scored, plan: Plan) -> dict[str, Any]:
-    found = paired_test([scored], [other], TESTED_BY, plan.unit, plan.resampling)
-    return {"against": rival, "metric": TESTED_BY, **found._asdict(), "sentence": verdict(found, name, rival)}
+def _tests(
+    scores: Mapping[str, Scored],
+    line: Mapping[str, Scored],
+    seen: DaysSeen | None,
+    judged_by: JudgedBy,
+    plan: Plan,
+) -> list[dict[str, Any]]:
+    """The run, which is the first of `scores`, against the others and the best line."""
+    (name, own), *others = scores.items()
+    doubt = "" if seen is None or seen.is_fair else f" {_READ_WITH_CARE}"
+    found = []
+    for rival, scored, but in [*((*other, doubt) for other in others), *((*one, "") for one in line.items())]:
+        test = paired_test([own], [scored], judged_by, plan.unit, plan.resampling)
+        sentence = verdict(test, name, rival, JUDGES[judged_by]) + but
+        found.append({"against": rival, "metric": judged_by, **test._asdict(), "sentence": sentence})
+    return found
 
 
 def _write(evaluation: Evaluation, scored: Scored, run_folder: Path) -> None:
@@ -139,9 +192,9 @@ def _other_name(bundle: str, run: str) -> str:
     return f"{bundle} (bundle)" if bundle == run or bundle in LINES else bundle
 
 
-def best_line(numbers: Numbers) -> str | None:
-    """The counting line with the highest GAUC per request, as `training.table.strongest_line` has it."""
-    return strongest_line(numbers, TESTED_BY)
+def best_line(numbers: Numbers, judged_by: JudgedBy = USUALLY) -> str | None:
+    """The best counting line, as `training.table.strongest_line` has it."""
+    return strongest_line(numbers, judged_by)
 
 
 def other_data(run_folder: Path, data_folder: Path) -> str | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from training.data.whole_files import write_whole
-from training.evaluate import Evaluation
+from training.evaluate import JUDGES, Evaluation
 from training.figures import bars, lines
+from training.report_groups import control
+from training.report_inside import inside, oracle
 from training.report_page import Block, Figure, Heading, Paragraph, Table, html, markdown
 from training.table import LEGEND, ranking_cells, remarks
 
@@ -50,9 +52,12 @@ def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
     parts: tuple[Callable[[Measures], Iterator[Block]], ...] = (
         _ranking, _calibration, _levels, _intents, _diversity, _new_and_known, _top,
     )  # fmt: skip
-    end = Paragraph("In brackets: 95 % intervals from resampled users. docs/metrics.md says what each number is.")
+    end = Paragraph(
+        "In brackets: 95 % intervals from resampled users: what other users of the same days would have given. What "
+        "another training from another seed would give is not in them. docs/metrics.md says what each number is."
+    )
     measured = [block for part in parts for block in part(evaluation.measures)]
-    return [*_about(evaluation), *measured, end]
+    return [*_about(evaluation), *measured, *_behind(evaluation), *_latency(evaluation), end]
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -69,12 +74,38 @@ def write_evaluation_report(evaluation: Evaluation, path: Path) -> None:
 
 def _about(evaluation: Evaluation) -> Iterator[Block]:
     for warning in evaluation.warnings:
-        yield Paragraph(f"Another data set: {warning}")
-    header, *rows = ranking_cells(evaluation.numbers)
+        yield Paragraph(f"Warning: {warning}")
+    header, *rows = ranking_cells(evaluation.numbers, evaluation.judged_by)
     yield Table(header, tuple(rows))
-    yield Paragraph(LEGEND)
-    for text in [*remarks(evaluation.numbers), *(test["sentence"] for test in evaluation.tests)]:
+    yield Paragraph(f"{LEGEND} Judged by {JUDGES[evaluation.judged_by]}.")
+    sentences = [test["sentence"] for test in evaluation.tests]
+    for text in [*remarks(evaluation.numbers), *sentences, *evaluation.notes]:
         yield Paragraph(text)
+
+
+def _behind(evaluation: Evaluation) -> Iterator[Block]:
+    """As a comparison's report has it: under random triggers, against the oracle, gates and shares."""
+    if not evaluation.behind:
+        return
+    yield from control(evaluation.behind)
+    yield from oracle(evaluation.behind)
+    yield from inside(evaluation.behind)
+    if len(evaluation.behind["rows"]) > 1:
+        yield Paragraph("Only the run is looked into and timed, not the bundle beside it.")
+
+
+def _latency(evaluation: Evaluation) -> Iterator[Block]:
+    found = evaluation.latency
+    if not found:
+        return
+    yield Heading("Latency of the exported graphs")
+    if "missing" in found:
+        yield Paragraph(f"Not measured: {found['missing']}.")
+        return
+    yield Paragraph(
+        f"{evaluation.run}: {found['median_ms']:.2f} ms, the median of {found['n_repetitions']} requests of "
+        f"{found['n_candidates']} candidates and {found['n_behaviours']} behaviours, one thread, on this machine."
+    )
 
 
 def _ranking(measures: Measures) -> Iterator[Block]:

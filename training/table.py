@@ -35,15 +35,15 @@ def ranking_table(numbers: Numbers) -> str:
     return "\n".join([*lines, LEGEND, *remarks(numbers)])
 
 
-def ranking_cells(numbers: Numbers) -> list[tuple[str, ...]]:
-    """The same as cells of text: a row of titles, then a row for each ranker."""
+def ranking_cells(numbers: Numbers, judged_by: str = JUDGED_BY) -> list[tuple[str, ...]]:
+    """The same as cells of text: a row of titles, then a row for each ranker. `judged_by`: by what a line is beaten."""
     models = [name for name in numbers if name not in LINES]
     header = ("", *_COLUMNS.values(), "")
     rows = [
         (
             LINES.get(name, name),
             *(_cell(numbers[name], key) for key in _COLUMNS),
-            "" if name in models else _verdict(name, models, numbers),
+            "" if name in models else _verdict(name, models, numbers, judged_by),
         )
         for name in [*models, *(name for name in LINES if name in numbers)]
     ]
@@ -68,14 +68,14 @@ def strongest_line(numbers: Numbers, judged_by: str) -> str | None:
     return max(known, key=lambda name: known[name]) if known else None
 
 
-def not_beaten_by(line: str, models: Sequence[str], numbers: Numbers) -> list[str]:
-    """The models whose mean AUC per request is not above the line's; none where either was not measured."""
-    value = numbers[line][JUDGED_BY]
-    return [model for model in models if numbers[model][JUDGED_BY] <= value]
+def not_beaten_by(line: str, models: Sequence[str], numbers: Numbers, judged_by: str = JUDGED_BY) -> list[str]:
+    """The models whose number is not above the line's; none where either was not measured."""
+    value = numbers[line][judged_by]
+    return [model for model in models if numbers[model][judged_by] <= value]
 
 
-def _verdict(line: str, models: Sequence[str], numbers: Numbers) -> str:
-    stronger = not_beaten_by(line, models, numbers)
+def _verdict(line: str, models: Sequence[str], numbers: Numbers, judged_by: str) -> str:
+    stronger = not_beaten_by(line, models, numbers, judged_by)
     if not stronger:
         return ""
     return "not beaten" if len(stronger) == len(models) else "not beaten by " + ", ".join(stronger)

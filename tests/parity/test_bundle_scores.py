@@ -15,13 +15,14 @@ from tests.architecture.tree import ROOT
 from training.baselines import LINES
 from training.bootstrap import Resampling
 from training.checkpoint import open_run
-from training.data.dataset import open_catalogue
-from training.evaluate import best_line, evaluate, evaluate_fully
+from training.data.dataset import open_catalogue, open_dataset
+from training.evaluate import Exporter, best_line, evaluate, evaluate_fully
 from training.evaluation_report import evaluation_text, write_evaluation_report
 from training.measures import Plan
 from training.scores import check_same_split, load_scores, score_batches
 from training.train import evaluation_batches
 
+DAY_MS = 86_400_000
 PLAN = Plan(Resampling(n=60, n_auc=5))
 
 
@@ -50,7 +51,7 @@ def own_run(run: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_not_distinguishable_from_its_own_bundle(own_run: Path, bundle: Bundle, world: Path) -> None:
-    found = evaluate_fully(own_run, world, "test", bundle.path, score_bundle, PLAN)
+    found = evaluate_fully(own_run, world, "test", bundle.path, Exporter(score_bundle), plan=PLAN)
     live, line = found.tests
     assert live["against"] == f"{bundle.name}/{bundle.version}"
     assert live["difference"] == pytest.approx(0, abs=1e-4)
@@ -61,6 +62,34 @@ def test_a_run_is_not_distinguishable_from_its_own_bundle(own_run: Path, bundle:
     assert " is worse than " in line["sentence"], "its weights were drawn, not learnt"
     assert list(found.measures) == ["din_demo", live["against"]]
     assert found.warnings == []
+    assert found.notes == [
+        f"The bundle was trained on the same data set, {open_dataset(world).name}, whose test split it has not seen."
+    ]
+    assert "see the warning" not in live["sentence"]
+    shares = [row["oracle_shares"]["attractiveness"]["auc"]["mean"] for row in found.behind["rows"].values()]
+    assert shares[0] == pytest.approx(shares[1], abs=1e-3)
+    own, its = (row["random_trigger"]["mean"] for row in found.behind["rows"].values())
+    assert own == pytest.approx(its, abs=1e-3), "the same permutation for both"
+    assert own != found.numbers["din_demo"]["gauc_request"]
+
+
+def test_a_bundle_that_knows_the_days_is_warned_of(own_run: Path, bundle: Bundle, world: Path, tmp_path: Path) -> None:
+    """The same requests and the same bundle as above, but the data set says that they were a day earlier."""
+    earlier = Path(shutil.copytree(world, tmp_path / "earlier"))
+    saved = json.loads((earlier / "dataset.json").read_text())
+    saved["windows"] = {split: [end - DAY_MS for end in window] for split, window in saved["windows"].items()}
+    (earlier / "dataset.json").write_text(json.dumps(saved))
+    found = evaluate_fully(own_run, earlier, "test", bundle.path, Exporter(score_bundle), "auc_per_request", PLAN)
+    (warning,) = found.warnings
+    assert "trained on days that it is tested on" in warning
+    assert found.notes == []
+    live, line = found.tests
+    assert "see the warning" in live["sentence"]
+    assert "see the warning" not in line["sentence"]
+    assert {test["metric"] for test in found.tests} == {"auc_per_request"}
+    text = evaluation_text(found)
+    assert f"Warning: {warning}" in text
+    assert "Judged by AUC per request." in text
 
 
 def test_an_evaluation_stays_in_the_run_folder(own_run: Path, world: Path) -> None:
@@ -101,6 +130,8 @@ def test_the_text_holds_every_part(own_run: Path, world: Path, tmp_path: Path) -
         assert word in text
     assert found.tests[0]["sentence"] in text
     assert "nan" not in text.lower().replace("not distinguishable", "")
+    for word in ("Under the trigger of another request", "Against the oracle", "share of foreseeable", "Not measured"):
+        assert word in text
     assert "JS of the means" not in text, "DIN predicts no intent"
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) > 50

@@ -9,7 +9,9 @@ import pytest
 import training.evaluate
 from service.contract.errors import DaianError
 from training import commands
-from training.evaluate import Evaluation
+from training.data.dataset import Split
+from training.evaluate import Evaluation, Exporter
+from training.scores import Scored
 
 FOUND = Evaluation(
     run="m",
@@ -39,7 +41,7 @@ def test_the_report_is_printed_and_written_and_the_warning_is_not_part_of_it(
     asked: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands.evaluate(Path("run"), data=Path("shop"), report=tmp_path / "report.md")
-    assert asked == [(Path("run"), Path("shop"), "test", None, None)]
+    assert asked == [(Path("run"), Path("shop"), "test", None, Exporter(None, commands.time_graphs()), None)]
     shown = capsys.readouterr()
     assert "m is better than din." in shown.out
     assert shown.out == (tmp_path / "report.md").read_text()
@@ -83,10 +85,19 @@ def test_a_bundle_without_an_exporter_is_refused_before_anything_is_scored(
 def test_a_bundle_is_scored_by_what_the_entry_point_names(
     asked: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def scorer(bundle: Path, data: Path, split: Split) -> tuple[str, Scored]:
+        raise AssertionError(bundle, data, split)
+
     class Named:
         def load(self) -> object:
-            return "the scorer"
+            return scorer
 
     monkeypatch.setattr(commands, "entry_points", lambda group: [Named()] if group == "daian.bundle_scores" else [])
-    commands.evaluate(Path("run"), data=Path("shop"), against=Path("bundles"))
-    assert asked == [(Path("run"), Path("shop"), "test", Path("bundles"), "the scorer")]
+    commands.evaluate(Path("run"), data=Path("shop"), against=Path("bundles"), judged_by="auc_per_request")
+    assert asked == [(Path("run"), Path("shop"), "test", Path("bundles"), Exporter(scorer, None), "auc_per_request")]
+
+
+def test_graphs_are_timed_by_what_the_entry_point_names() -> None:
+    from models_export.latency import time_graphs
+
+    assert commands.time_graphs() is time_graphs

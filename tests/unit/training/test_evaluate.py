@@ -2,11 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from training.evaluate import add_rela_impr, lines_of, saved_numbers
+from service.contract.errors import DaianError
+from training.evaluate import add_rela_impr, best_line, judge_of, lines_of, saved_numbers
+from training.evaluate_inside import NO_EXPORTER, latency
+from training.recipes import TABLES
 from training.train import write_metrics
 
 
@@ -51,3 +56,33 @@ def test_numbers_without_todays_lines_are_measured_again(tmp_path: Path) -> None
     assert saved_numbers(tmp_path, "test") is None
     write_metrics(tmp_path, "test", {"m": {"auc": 0.7}, "cosine_random": {"auc": 0.6}})
     assert saved_numbers(tmp_path, "test") is None
+
+
+def test_a_run_is_judged_as_its_table_is() -> None:
+    assert judge_of("wikispeedia/daian") == TABLES["wikispeedia"].judged_by == "auc_per_request"
+    assert judge_of("small/daian") == "gauc_request"
+    assert judge_of("daian_demo") == "gauc_request"
+
+
+def test_the_best_line_is_the_best_by_what_is_judged_by() -> None:
+    numbers = {
+        "popularity": {"gauc_request": 0.7, "auc_per_request": 0.6},
+        "click_rate": {"gauc_request": 0.6, "auc_per_request": 0.7},
+    }
+    assert best_line(numbers) == "popularity"
+    assert best_line(numbers, "auc_per_request") == "click_rate"
+
+
+def test_latency_is_what_the_exporter_measured_or_why_there_is_none() -> None:
+    def timing(runs: Mapping[str, Path], data: Path, say: Callable[[str], None]) -> dict[str, Any]:
+        assert data == Path("shop")
+        say("exporting")
+        return {"n_candidates": 100, "rows": {name: {"median_ms": 1.5} for name in runs}}
+
+    def refusing(runs: Mapping[str, Path], data: Path, say: Callable[[str], None]) -> dict[str, Any]:  # noqa: ARG001
+        raise DaianError("a loop over requests")
+
+    assert latency(Path("run"), Path("shop"), timing) == {"n_candidates": 100, "median_ms": 1.5}
+    assert latency(Path("run"), Path("shop"), refusing) == {"missing": "a loop over requests"}
+    assert latency(Path("run"), Path("shop"), None) == {"missing": NO_EXPORTER}
+    assert "missing" in latency(Path("run"), Path("shop"), lambda *_: {"rows": {}})

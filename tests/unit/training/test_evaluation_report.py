@@ -238,3 +238,42 @@ def test_columns_of_markdown_stand_below_each_other() -> None:
     assert group == "| **group** |        |"
     assert one == "| x         |      1 |"
     assert long == f"| {'y' * 80} |     22 |", "one long cell does not make every line long"
+
+
+def test_what_is_behind_the_ranking_is_said_as_in_a_comparison(with_intent: Evaluation) -> None:
+    def spread(mean: float) -> dict[str, float]:
+        return {"mean": mean, "sd": float("nan"), "low": mean, "high": mean, "n": 1}
+
+    fall = {"difference": 0.07, "low": 0.05, "high": 0.09, "p": 0.002, "p_holm": 0.002}
+    row = {
+        "title": "daian",
+        "numbers": {"auc_per_request": spread(0.63)},
+        "random_trigger": spread(0.56),
+        "true_minus_random_trigger": fall,
+        "inside": {"trigger_gate": {"all": 0.25}},
+        "oracle_shares": {"foreseeable": {key: spread(0.875) for key in ("auc", "gauc_user", "gauc_request")}},
+    }
+    behind = {
+        "judged_by": "auc_per_request",
+        "judged_title": "AUC/request",
+        "rows": {"daian": row},
+        "oracle": {"foreseeable": {"auc": 0.7, "gauc_user": 0.7, "gauc_request": 0.7}},
+    }
+    took = {"median_ms": 1.25, "n_repetitions": 60, "n_candidates": 100, "n_behaviours": 50}
+    found = Evaluation(**{**vars(with_intent), "behind": behind, "latency": took, "judged_by": "auc_per_request"})
+    cells = Page(page_of(found)).cells
+    for cell in ("0.6300", "0.5600", "+0.0700", "+0.0700 [+0.0500, +0.0900] p 0.0020 *", "0.2500", "0.875"):
+        assert cell in cells
+    text = evaluation_text(found)
+    assert "1.25 ms, the median of 60 requests of 100 candidates" in text
+    assert "Judged by AUC per request." in text
+    assert "another training from another seed" in text
+    missing = evaluation_text(Evaluation(**{**vars(found), "latency": {"missing": "nobody can"}}))
+    assert "Not measured: nobody can." in missing
+    plain = headings(with_intent)
+    assert [heading for heading in headings(found) if heading not in plain] == [
+        "Under the trigger of another request",
+        "Against the oracle",
+        "Inside the models",
+        "Latency of the exported graphs",
+    ]
