@@ -108,6 +108,8 @@ _ERASE: dict[str, Any] = {
     "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
     "responses": {
         "200": _ok(ErasedResponse),
+        "404": _problem("`not_found`: a line break or a dot segment where the id should be"),
+        "405": _problem("`method_not_allowed`: the same"),
         "422": _problem("`validation_failed`: no user can have that id"),
         "503": _problem("`store_unavailable`: repeat the call as it is"),
     },

@@ -37,6 +37,7 @@ from service.runtime import Runtime
 from service.settings import Settings
 
 EVENTS_BODY_BYTES = 8 << 20
+USERS = b"/v1/users/"
 CONTEXT_FIELDS = ("surface", "device", "position")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -263,7 +264,9 @@ def _user_of_path(exchange: Exchange) -> str:
     scope = exchange.request.scope
     raw: bytes = scope.get("raw_path") or quote(scope["path"], safe="/").encode()
     try:
-        return canonical_id(unquote_to_bytes(raw.partition(b"/v1/users/")[2]).decode())
+        if not raw.startswith(USERS):  # encoded, and then some other part might pass for the id
+            raise ValueError
+        return canonical_id(unquote_to_bytes(raw.removeprefix(USERS)).decode())
     except ValueError as error:  # the decoder's own text repeats the bytes
         raise ValidationFailed(
             f"a user id is 1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters, percent-encoded"

@@ -111,8 +111,8 @@ class BehaviourEvent(_Body):
     time: Time
     surface: Id | None = None
     trigger: Id | None = None
-    position: int | None = Field(None, ge=0)
-    value: float | None = None
+    position: int | None = Field(None, ge=0, le=1_000_000, strict=True)
+    value: float | None = Field(None, strict=True)
     impression_token: Annotated[str, StringConstraints(strict=True, max_length=4096)] | None = None
 
 
