@@ -111,7 +111,9 @@ bench: $(READY) | $(BUNDLES)/current  ## time of one ranking, by part, beside th
 	@$(BIN)/python -m benchmarks --bundles $(BUNDLES) --run $(RUN) $(ARGS)
 
 .PHONY: soak
-soak: $(READY)  ## 1,000 bundle swaps under load: no failed request, flat memory
+soak: $(READY)  ## a million mutated requests; 1,000 bundle swaps under load: no failed request, flat memory
+	@DAIAN_TEST_FUZZ_CASES=1000000 DAIAN_TEST_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -s tests/fuzz/test_byte_fuzz.py \
+	  -k 'no_bytes' --timeout 14400 $(ARGS)
 	@DAIAN_TEST_SWAPS=1000 $(BIN)/python -m pytest tests/chaos/test_swaps.py --timeout 3600 $(ARGS)
 
 ci: check test  ## what CI runs: check, test and a short demo
