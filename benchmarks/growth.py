@@ -1,8 +1,8 @@
 """Part `growth`: time and memory against candidates, behaviours, items and workers.
 
-Candidates, items and workers over HTTP on the real service; behaviours through the encoder and the request graph in this
-process, because a request may bring 500 at most and a store that many takes time to fill. Memory is PSS of the service's
-processes, without the store: a page that two of them share counts once in the sum.
+Candidates, items and workers over HTTP on the real service; behaviours through the encoder and the request graph in
+this process, because a request may bring 500 at most and a store with so many takes time to fill. Memory is PSS of the
+service's processes, without the store: a page that two of them share counts once in the sum.
 """
 
 from collections.abc import Callable

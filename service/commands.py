@@ -1,4 +1,4 @@
-"""The serving verbs of `daian`: serve, rank, events, doctor, config, keys, bundle, store, openapi.
+"""The serving verbs of `daian`: serve, rank, events, doctor, bench, config, keys, bundle, store, openapi.
 
 Found through the entry-point group `daian.commands`. Thin: each verb imports what it needs when it runs, calls one
 function, and prints it, for people or with `--json` for machines.
@@ -20,7 +20,7 @@ Url = Annotated[str, Parameter(name="--url", help="the running service")]
 
 def register(app: App) -> None:
     """Adds the serving verbs."""
-    for verb in (serve, rank, doctor, openapi):
+    for verb in (serve, rank, doctor, bench, openapi):
         app.command(verb)
     events = App("events", help="Behaviours of users.")
     events.command(send)
@@ -169,6 +169,48 @@ def doctor(*, as_json: Json = False) -> int:
         for finding in findings:
             print(f"{marks[finding.is_fine]} {finding.what}: {finding.detail}")
     return 1 if any(finding.is_fine is False for finding in findings) else 0
+
+
+def bench(
+    bundles: Path,
+    *,
+    candidates: tuple[int, ...] = (100, 500),
+    rounds: int = 5,
+    seconds: float = 3.0,
+    workers: int = 1,
+    threads: int = 1,
+    as_json: Json = False,
+) -> int:
+    """Measure how fast a bundle ranks on this machine: its graphs alone, and over HTTP with a store of their own.
+
+    Parameters
+    ----------
+    bundles
+        Folder that `daian export` wrote, or one bundle.
+    candidates
+        Candidates of a page; repeat it for more sizes.
+    rounds
+        Turns of each measurement; medians and quartiles are over them.
+    seconds
+        How long a turn over HTTP takes.
+    workers
+        Processes of the service.
+    threads
+        Requests that each of them computes at once.
+    """
+    from dataclasses import asdict
+
+    from service.bench.bundle import BenchPlan, shown
+    from service.bench.bundle import bench as measure
+    from service.bench.served import Placement
+
+    plan = BenchPlan(candidates, rounds, seconds, Placement(workers, threads))
+    found = measure(bundles, plan, (lambda _: None) if as_json else print)
+    if as_json:
+        _print_json([asdict(one) for one in found])
+    else:
+        print(shown(found))
+    return 0
 
 
 def openapi() -> int:
