@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.api.schemas import (
+    MAX_ID_BYTES,
     BehaviourEvent,
     ErasedResponse,
     EventsRequest,
@@ -105,7 +106,14 @@ _ERASE: dict[str, Any] = {
     "summary": "Remove every trace of a user, with a receipt",
     "description": "May be repeated: a user who is not there has nothing removed. Events that come afterwards are new.",
     "tags": ["users"],
-    "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+    "parameters": [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES},
+        }
+    ],
     "responses": {
         "200": _ok(ErasedResponse),
         "404": _problem("`not_found`: a line break or a dot segment where the id should be"),
