@@ -108,7 +108,8 @@ def workers_killed(lab: Lab) -> Outcome:
         answers = asyncio.run(main(service))
     how = (
         f"{killed.n_kills} times kill -9 of one of two workers under at most {PER_S:g} requests a second; a new "
-        f"one answered after {max(killed.seconds_to_full):.1f} s at most; {killed.n_in_flight} requests were in flight at the kills"
+        f"one answered after {max(killed.seconds_to_full):.1f} s at most; {killed.n_in_flight} requests were in "
+        "flight at the kills"
     )
     return Outcome(how, kill_checks(answers, killed.n_in_flight))
 
@@ -195,8 +196,8 @@ def swaps(lab: Lab) -> Outcome:
     with lab.service("g7", settings, root=root) as service:
         quiet, answers = asyncio.run(main(service))
     return Outcome(
-        f"{len(memory)} promotions through the admin port, each tried in a child process first, under at most {PER_S:g} "
-        "requests a second",
+        f"{len(memory)} promotions through the admin port, each tried in a child process first, under at most "
+        f"{PER_S:g} requests a second",
         swap_checks(quiet, answers, memory),
     )
 

@@ -138,28 +138,8 @@ def measure(lab: Lab) -> Outcome:
     with embedded_store(lab.folder / "g4-store") as url:
         capacity, found = asyncio.run(all_faults(lab, url))
     how = (
-        f"{NORMAL:g} of the capacity ({capacity:.0f}/s); each fault for {lab.sizes.fault_s:g} s, with as long before and "
-        f"after it, {lab.sizes.n_rounds} times in turn; `reset` cut all connections every {RESETS_EVERY_S:g} s"
-    )
-    checks = [
-        all_200(f"{fault}: not answered 200", every),
-        at_most(f"{fault}: p50, of the normal one", ratio, 1.2, "times"),
-        at_most(f"{fault}: p99", percentile_ms(during, 99), D_S * 1000, "ms"),
-        at_most(f"{fault}: last degraded answer after its end", max(one.back_to_normal_s for one in found), 1.0, "s"),
-    ]
-    if fault != "reset":  # a reset costs one answer per connection at most
-        seen = 100 * min(part.share_degraded for part in found)
-        checks.append(at_least(f"{fault}: answers that said what was missing", seen, 50, "%", "count"))
-    return checks
-
-
-def measure(lab: Lab) -> Outcome:
-    """G4."""
-    with embedded_store(lab.folder / "g4-store") as url:
-        capacity, found = asyncio.run(all_faults(lab, url))
-    how = (
-        f"{NORMAL:g} of the capacity ({capacity:.0f}/s); each fault for {lab.sizes.fault_s:g} s between "
-        f"{lab.sizes.fault_s:g} s without, {lab.sizes.n_rounds} times in turn; connections were cut every {RESETS_EVERY_S:g} s in `reset`"
+        f"{NORMAL:g} of the capacity ({capacity:.0f}/s); each fault for {lab.sizes.fault_s:g} s, with as long before "
+        f"and after it, {lab.sizes.n_rounds} times in turn; `reset` cut all connections every {RESETS_EVERY_S:g} s"
     )
     checks = [check for fault in FAULTS for check in fault_checks(fault, [one for one in found if one.fault == fault])]
     return Outcome(how, checks)
