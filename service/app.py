@@ -38,7 +38,7 @@ from service.contract.errors import BundleError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.quotas import TenantQuotas
-from service.redis_client import StoreSettings, with_password
+from service.redis_client import StoreSettings, check_settings, with_password
 from service.request_log import RequestLog
 from service.retriever import use_one_thread
 from service.runtime import RuntimeSwitch, Shared
@@ -162,13 +162,15 @@ def make_store(settings: Settings, metrics: Metrics) -> UserStore:
 
 
 def store_settings(settings: Settings) -> StoreSettings:
-    """The store's own settings, out of ours. Raises ValueError without an address."""
+    """The store's own settings, out of ours. Raises ValueError without an address, or for one that cannot work."""
     if settings.redis_url is None:
         raise ValueError("DAIAN_REDIS_URL is not set: name a Redis or Valkey server")
     events_url = settings.redis_events_url
     passwords = settings.redis_password, settings.redis_events_password
     password, events_password = (one.get_secret_value() if one else None for one in passwords)
-    return StoreSettings(
+    files = settings.redis_ca_file, settings.redis_cert_file, settings.redis_key_file
+    ca_file, cert_file, key_file = (str(one) if one else None for one in files)
+    store = StoreSettings(
         url=with_password(settings.redis_url.get_secret_value(), password),
         events_url=with_password(events_url.get_secret_value(), events_password) if events_url else None,
         timeout_ms=settings.redis_timeout_ms,
@@ -179,8 +181,12 @@ def store_settings(settings: Settings) -> StoreSettings:
         breaker_open_ms=settings.breaker_open_ms,
         window_days=settings.behaviours_window_days,
         keep=settings.behaviours_keep,
-        ca_file=str(settings.redis_ca_file) if settings.redis_ca_file else None,
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
     )
+    check_settings(store)
+    return store
 
 
 class StoreSignals:
@@ -206,8 +212,8 @@ class StoreSignals:
         self._metrics.store_corrupt.labels(what).inc(n)
 
     def breaker(self, operation: str, is_open: bool) -> None:
-        """A breaker changed its state."""
-        self._metrics.store_breaker_open.labels(operation).set(int(is_open))
+        """A breaker changed its state: there is one, or one per node's slots in a cluster."""
+        self._metrics.store_breaker_open.labels(operation).inc(1 if is_open else -1)
 
 
 @contextlib.asynccontextmanager

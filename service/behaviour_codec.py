@@ -1,14 +1,17 @@
 """The bytes of the behaviour store: keys, sorted-set members, profiles.
 
 What lives here: how a user becomes a key (one hash slot per user), how a behaviour becomes a member and back, how a
-profile becomes a value and back. Every value carries a check over the user it belongs to, so that neither a flipped
-bit nor the reply to somebody else's request is ever taken for this user's data.
+profile becomes a value and back, where it says that a user was erased. Every value carries a check over the user it
+belongs to, so that neither a flipped bit nor the reply to somebody else's request is ever taken for this user's data.
 Called by `user_store.py` and `store_tools.py`. Never talks to a store, reads no clock, and never logs.
 
 Member, big-endian: `ver u8, check u16, type u8, time_s u32, surface u16, item id (UTF-8)`
 Profile, big-endian: `ver u8, crc32 u32, JSON object (UTF-8)`
 """
 
+import binascii
+import functools
+import hashlib
 import json
 import re
 import struct
@@ -22,7 +25,8 @@ import xxhash
 
 KEY_PREFIX = "daian:1"
 MAIN_TENANT = "main"
-USER_SUFFIXES = "bpx"  # behaviours, profile, time of erasure: every key that a user may have
+USER_SUFFIXES = "bp"  # behaviours, profile: every key with a user's id in it
+N_SLOTS = 16_384
 MEMBER_VERSION = 1
 PROFILE_VERSION = 1
 MAX_ID_BYTES = 128
@@ -83,6 +87,55 @@ def user_key(tenant: str, user_id: str, suffix: str) -> str:
     if not _TENANT.fullmatch(tenant):
         raise ValueError("a tenant is 1 to 32 characters of a-z, 0-9 and '-': rename it")
     return f"{KEY_PREFIX}:{tenant}:{{{canonical_id(user_id).translate(_ESCAPES)}}}:{suffix}"
+
+
+def tombstone_key(tenant: str, user_id: str) -> str:
+    """The key that says when a user was erased, e.g. `daian:1:main:{2848}:x:0a19...`.
+
+    It outlives the user, so it holds a hash in place of the id. It lies in the hash slot of the user's other keys all
+    the same: four characters that fall into the slot take the id's place between the braces.
+    """
+    bare = user_key(tenant, user_id, "")
+    tag = bare[bare.index("{") + 1 : bare.index("}")]
+    digest = hashlib.sha256(bare.encode()).hexdigest()[:32]
+    return f"{KEY_PREFIX}:{tenant}:{{{_tag_in(hash_slot(tag))}}}:x:{digest}"
+
+
+def hash_slot(tag: str) -> int:
+    """The hash slot of all keys with `{tag}` in them: the CRC16 (XMODEM) of Redis' cluster specification."""
+    return binascii.crc_hqx(tag.encode(), 0) % N_SLOTS
+
+
+def _tag_in(slot: int) -> str:
+    """Four characters of `0` to `?` that fall into a slot. A CRC is linear: each bit flipped adds its own part."""
+    wanted, flipped = slot ^ hash_slot("0000"), 0
+    for part, bits in _slot_parts():
+        if wanted ^ part < wanted:
+            wanted, flipped = wanted ^ part, flipped ^ bits
+    return _tag_of(flipped)
+
+
+@functools.cache
+def _slot_parts() -> tuple[tuple[int, int], ...]:
+    """(what it adds to the slot, bits flipped) for each of a slot's 14 bits, highest first."""
+    parts: dict[int, tuple[int, int]] = {}
+    for bit in range(16):
+        part, bits = hash_slot(_tag_of(1 << bit)) ^ hash_slot("0000"), 1 << bit
+        while part and part.bit_length() in parts:
+            more, flipped = parts[part.bit_length()]
+            part, bits = part ^ more, bits ^ flipped
+        if part:
+            parts[part.bit_length()] = part, bits
+    return tuple(parts[top] for top in sorted(parts, reverse=True))
+
+
+def _tag_of(bits: int) -> str:
+    return "".join(chr(ord("0") + (bits >> 4 * place & 15)) for place in range(4))
+
+
+def end_of_second(at: int) -> int:
+    """The last millisecond of a time's second: a behaviour's time is kept in whole seconds."""
+    return at // 1000 * 1000 + 999
 
 
 def surface_code(surface: str | None) -> int:

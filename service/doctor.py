@@ -17,7 +17,8 @@ from service.app import store_settings
 from service.bundle_signature import signed_check
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
-from service.redis_client import command_client, failure_kind
+from service.redis_client import failure_kind
+from service.redis_cluster import CommandClients
 from service.runtime import bundle_to_open, check_bundle
 from service.settings import Settings, usable_cores
 
@@ -100,15 +101,20 @@ def verify(path: Path, settings: Settings) -> str:
 def _store(settings: Settings) -> list[Finding]:
     if settings.redis_url is None:
         return [Finding("store", None, "DAIAN_REDIS_URL is not set: `daian serve` starts an embedded server")]
-    client = command_client(store_settings(settings).url, ca_file=store_settings(settings).ca_file)
+    store = store_settings(settings)
+    clients = CommandClients(store.url, store)
     try:
-        client.ping()
-        findings = [Finding("store", True, "answers")]
-        return findings + [_server_setting(client, *one) for one in _WANTED] + [_listpack(client, settings)]
+        nodes = clients.all()
+        for client in nodes:
+            client.ping()
+        findings = [Finding("store", True, f"{len(nodes)} nodes answer" if clients.is_cluster else "answers")]
+        for client in nodes:
+            findings += [_server_setting(client, *one) for one in _WANTED] + [_listpack(client, settings)]
+        return findings
     except redis.RedisError as error:
         return [Finding("store", False, f"does not answer ({failure_kind(error)}): check DAIAN_REDIS_URL")]
     finally:
-        client.close()
+        clients.close()
 
 
 _WANTED = (

@@ -148,3 +148,21 @@ class GuardedCalls:
             _log.warning("store %ss: no answer (%s), doing without", self._operation, kind)
         else:
             _log.warning("store %ss: answering again", self._operation)
+
+
+class CallsByShard:
+    """`GuardedCalls` per shard, each with a breaker: one node of a cluster that is away is nobody else's trouble."""
+
+    def __init__(self, make: Callable[[], GuardedCalls]) -> None:
+        self._make = make
+        self._by_shard: dict[str, GuardedCalls] = {}
+
+    async def run(self, shard: str, work: Callable[[], Coroutine[object, object, Replies]]) -> Replies:
+        """As `GuardedCalls.run`. `shard`: any name, always "" where there is one server."""
+        if shard not in self._by_shard:
+            self._by_shard[shard] = self._make()
+        return await self._by_shard[shard].run(work)
+
+    async def drain(self) -> None:
+        """Returns when every call under way has ended."""
+        await asyncio.gather(*(calls.drain() for calls in self._by_shard.values()))

@@ -45,6 +45,7 @@ class HeldBatches(Generic[Batch]):
         queue: queues the commands of a batch's last user. They must repeat without effect and hold a write that is
             never left out of the append-only file (EXPIRE, SET): see `_asked`.
         send: sends a batch again, with patience, and raises when the store stays away.
+        after: called with a batch whose last user's commands were sent to ask; may raise STORE_ERRORS.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class HeldBatches(Generic[Batch]):
         client: redis.Redis,
         queue: Callable[[redis.client.Pipeline, Batch], object],
         send: Callable[[Batch], object],
+        after: Callable[[Batch], object] = lambda _: None,
     ) -> None:
-        self._client, self._queue, self._send = client, queue, send
+        self._client, self._queue, self._send, self._after = client, queue, send, after
         self._batches: list[Batch] = []
         self._n_members, self._n_bytes = 0, 0
         self._is_met, self._run_id = False, ""
@@ -126,6 +128,7 @@ class HeldBatches(Generic[Batch]):
         pipe.execute_command("INFO", "server")  # type: ignore[no-untyped-call]
         pipe.execute_command("WAITAOF", 1, 0, WAIT_MS)  # type: ignore[no-untyped-call]
         *_, server, kept = _answers(pipe, n_may_be_refused=2)
+        self._after(self._batches[-1])
         return _run_id(server), None if isinstance(kept, Exception) else _first(kept) >= 1
 
 

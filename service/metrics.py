@@ -116,7 +116,7 @@ class Metrics:
         )
         self.store_errors = Counter("daian_store_errors", "Failed store operations", ["op", "kind"], registry=r)
         self.store_breaker_open = Gauge(
-            "daian_store_breaker_open", "1 while the breaker is open", ["pool"], registry=r, multiprocess_mode="livemax"
+            "daian_store_breaker_open", "breakers that are open", ["pool"], registry=r, multiprocess_mode="livemax"
         )
         self.store_late = Counter("daian_store_late_replies", "Replies after the read budget", ["pool"], registry=r)
         self.store_corrupt = Counter(

@@ -3,20 +3,25 @@
 What lives here: `StoreSettings`, and the clients made from them, one for a running service (asyncio) and one for
 commands in a terminal. redis-py's own defaults (8.1: ten retries, five seconds each) turn a refused connection into
 3.75 seconds and a silent server into a minute, so no default of the library is left standing.
-Called by `user_store.py` and `store_tools.py`. Never reads the environment, never connects by itself.
+Called by `user_store.py`, `store_tools.py` and `redis_cluster.py`, which makes one of these per node. Never reads the
+environment, never connects by itself.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs, quote, urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import redis
 import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis import exceptions
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
+
+from service.store_address import StoreAddress, parse_address
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class StoreSettings:
     """Where the store is and how long anything may take.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, with an ACL user if the server wants one.
+        url: an address as in `store_address.py`, with an ACL user if the server wants one.
         events_url: the same server for writes, with another ACL user; None = `url`.
         timeout_ms: to connect, and to send or receive on a connection.
         read_budget_ms: what a ranking waits for a user's history; the reply may land later and is then only counted.
@@ -35,6 +40,7 @@ class StoreSettings:
         keep: how many behaviours of a user are read and kept.
         tenant: whose users are meant where a call names no tenant, `[a-z0-9-]{1,32}`.
         ca_file: certificates that a `rediss://` server's must be signed by; None = the system's.
+        cert_file, key_file: our own certificate and its key, for a `rediss://` server that asks for one.
     """
 
     url: str
@@ -49,6 +55,51 @@ class StoreSettings:
     keep: int = 58
     tenant: str = "main"
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """Files of a TLS connection: whom to trust, and who we are."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+def tls_files(settings: StoreSettings) -> TlsFiles:
+    """The files that the settings name."""
+    return TlsFiles(settings.ca_file, settings.cert_file, settings.key_file)
+
+
+def check_settings(settings: StoreSettings) -> None:
+    """Refuses at the start what could only fail later.
+
+    Raises:
+        ValueError: an address that cannot be one, two addresses of different kinds, a file that cannot be read, half a
+            pair of certificate and key, or files without TLS.
+    """
+    addresses = [parse_address(url) for url in (settings.url, settings.events_url) if url]
+    if len({address.mode for address in addresses}) > 1:
+        raise ValueError("DAIAN_REDIS_URL and DAIAN_REDIS_EVENTS_URL are of different kinds: both name one store")
+    if (settings.cert_file is None) != (settings.key_file is None):
+        raise ValueError("DAIAN_REDIS_CERT_FILE and DAIAN_REDIS_KEY_FILE go together: set both or neither")
+    named = {
+        "DAIAN_REDIS_CA_FILE": settings.ca_file,
+        "DAIAN_REDIS_CERT_FILE": settings.cert_file,
+        "DAIAN_REDIS_KEY_FILE": settings.key_file,
+    }
+    for name, path in named.items():
+        if path is None:
+            continue
+        if not any(address.is_tls for address in addresses):
+            raise ValueError(f"{name} is set and the store's URL is without TLS: write rediss:// in place of redis://")
+        try:
+            with open(path, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror}): name a file this process may read") from error
 
 
 def with_password(url: str, password: str | None) -> str:
@@ -67,42 +118,91 @@ def with_password(url: str, password: str | None) -> str:
 
 
 def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":
-    """A client with a pool of its own that waits, never retries and never waits long. Connects at first use."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        _checked(url),
-        max_connections=settings.pool,
-        timeout=settings.pool_wait_ms / 1000,
-        socket_timeout=settings.timeout_ms / 1000,
-        socket_connect_timeout=settings.timeout_ms / 1000,
-        retry=AsyncRetry(NoBackoff(), 0),
-        retry_on_error=[],
-        health_check_interval=0,
-        # RESP2 needs no handshake of its own and has no messages that nobody asked for.
-        protocol=2,
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        # No CLIENT SETINFO: the narrow ACL user of a rank service may not send it.
-        driver_info=None,
-        **_tls(url, settings.ca_file),
-    )
+    """A client with a pool of its own that waits, never retries and never waits long. Connects at first use.
+
+    Raises:
+        ValueError: a URL that is none, or a cluster's: see `redis_cluster.py`.
+    """
+    address, tls = parse_address(url), tls_files(settings)
+    limits = _limits(settings.timeout_ms / 1000, AsyncRetry(NoBackoff(), 0))
+    waiting: dict[str, Any] = {"max_connections": settings.pool, "timeout": settings.pool_wait_ms / 1000}
+    if address.mode == "sentinel":
+        sentinel = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+            address.nodes, sentinel_kwargs={**limits, **_ssl(address, tls, is_client=True)}
+        )
+        found: redis.asyncio.Redis = sentinel.master_for(
+            str(address.service),
+            connection_pool_class=_WaitingSentinelPool,
+            **limits,
+            **waiting,
+            **_ssl(address, tls, is_client=True),
+            **_who(address),
+        )
+        return found
+    _refuse_cluster(address)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(url, **limits, **waiting, **_ssl(address, tls))
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def command_client(url: str, timeout_s: float = 5.0, ca_file: str | None = None) -> "redis.Redis":
-    """A blocking client on one connection for commands in a terminal: patient, but it does not retry either."""
-    pool = redis.ConnectionPool.from_url(
-        _checked(url),
-        max_connections=1,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        health_check_interval=0,
-        protocol=2,
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        driver_info=None,
-        **_tls(url, ca_file),
-    )
+def command_client(url: str, timeout_s: float = 5.0, tls: TlsFiles | None = None) -> "redis.Redis":
+    """A blocking client on one connection for commands in a terminal: patient, but it does not retry either.
+
+    Raises ValueError as `async_client` does.
+    """
+    address, tls = parse_address(url), tls or TlsFiles()
+    limits = _limits(timeout_s, Retry(NoBackoff(), 0))
+    if address.is_tls:
+        limits["redis_connect_func"] = _greet
+    if address.mode == "sentinel":
+        ssl = _ssl(address, tls, is_client=True)
+        sentinel = redis.sentinel.Sentinel(address.nodes, sentinel_kwargs={**limits, **ssl})  # type: ignore[no-untyped-call]
+        found: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
+            address.service, max_connections=1, **limits, **ssl, **_who(address)
+        )
+        return found
+    _refuse_cluster(address)
+    pool = redis.ConnectionPool.from_url(url, max_connections=1, **limits, **_ssl(address, tls))
     return redis.Redis.from_pool(pool)
+
+
+def _greet(connection: Any) -> None:
+    """Reads once after the handshake: TLS 1.3 sends tickets then, which redis-py's pool takes for an unasked reply."""
+    connection.on_connect()
+    connection.send_command("PING")
+    connection.read_response()
+
+
+class _WaitingSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.asyncio.BlockingConnectionPool):
+    """Asks the sentinels for the primary at every new connection; waits for a free one, as our other pools do."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
+def _limits(timeout_s: float, retry: "Retry | AsyncRetry") -> dict[str, Any]:
+    """What redis-py would otherwise decide."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": retry,
+        "retry_on_error": [],
+        "health_check_interval": 0,
+        # RESP2 needs no handshake of its own and has no messages that nobody asked for.
+        "protocol": 2,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+        # No CLIENT SETINFO: the narrow ACL user of a rank service may not send it.
+        "driver_info": None,
+    }
+
+
+def _who(address: StoreAddress) -> dict[str, Any]:
+    return {"username": address.user, "password": address.password, "db": address.db}
+
+
+def _refuse_cluster(address: StoreAddress) -> None:
+    if address.mode == "cluster":
+        raise ValueError("a cluster has no client of its own, but one per node: use service.redis_cluster")
 
 
 STORE_ERRORS: tuple[type[Exception], ...] = (exceptions.RedisError, OSError)
@@ -115,6 +215,9 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.ReadOnlyError, "readonly"),
     (exceptions.OutOfMemoryError, "full"),
     (exceptions.NoPermissionError, "permission"),
+    (exceptions.AskError, "moved"),
+    (exceptions.MasterDownError, "server"),
+    (exceptions.ClusterDownError, "cluster_down"),
 )
 
 
@@ -130,18 +233,15 @@ def failure_kind(error: BaseException) -> str:
     return "connection" if isinstance(error, OSError) else "protocol"
 
 
-def _checked(url: str) -> str:
-    """The URL, if it says where and who, and nothing else: redis-py lets its query overrule our limits."""
-    query = set(parse_qs(urlsplit(url).query))
-    unwanted = query - {"db"}
-    if unwanted:
-        raise ValueError(
-            f"the store's URL sets {', '.join(sorted(unwanted))}: remove it, limits are set by DAIAN_REDIS_* alone"
-        )
-    return url
-
-
-def _tls(url: str, ca_file: str | None) -> Mapping[str, object]:
-    if not url.startswith("rediss:"):
+def _ssl(address: StoreAddress, tls: TlsFiles, is_client: bool = False) -> dict[str, Any]:
+    """How redis-py is told about TLS; a pool made from a URL knows by the URL that there is some."""
+    if not address.is_tls:
         return {}
-    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": ca_file}
+    return {
+        **({"ssl": True} if is_client else {}),
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+        "ssl_ca_certs": tls.ca_file,
+        "ssl_certfile": tls.cert_file,
+        "ssl_keyfile": tls.key_file,
+    }

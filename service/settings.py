@@ -101,7 +101,7 @@ class Settings(BaseSettings):
 
     # store
     redis_url: SecretStr | None = Field(
-        None, description="redis:// or rediss:// address; unset starts an embedded server"
+        None, description="address of the store (one server, sentinels, a cluster); unset starts an embedded one"
     )
     redis_events_url: SecretStr | None = Field(None, description="address for writes; the same as reads if unset")
     redis_password: SecretStr | None = Field(None, description="password for an address that has none in it")
@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     redis_pool: int = Field(32, ge=1, le=1024, description="connections per pool")
     redis_pool_wait_ms: int = Field(20, ge=1, le=1000, description="how long to wait for a free connection")
     redis_ca_file: Path | None = Field(None, description="certificate authority for rediss://")
+    redis_cert_file: Path | None = Field(None, description="our certificate, for a server that asks for one")
+    redis_key_file: Path | None = Field(None, description="the key of that certificate")
     breaker_failures: int = Field(3, ge=1, le=100, description="failures in a row that open the breaker")
     breaker_open_ms: int = Field(200, ge=1, le=60_000, description="pause before the breaker probes again")
     behaviours_window_days: int = Field(14, ge=1, le=180, description="days of behaviours kept in the store")

@@ -3,7 +3,8 @@
 Reads NDJSON a line at a time, checks it, and sends users in transactions of bounded size. It may be repeated at will:
 a behaviour that is there already changes nothing, so after any failure the same command is simply started again. What
 was sent is held until the store has it in its append-only file, and sent again when the store was restarted before.
-Called by `commands.py`. Never deletes anything of a user's but what left the window, never runs inside the service.
+Called by `commands.py`. Never deletes anything of a user's but what left the window or may not come back after an
+erasure, never runs inside the service.
 """
 
 import sys
@@ -18,11 +19,19 @@ import orjson
 import redis
 import redis.client
 
-from service.behaviour_codec import BehaviourEvent, canonical_id, encode_member, encode_profile, user_key
+from service.behaviour_codec import BehaviourEvent, canonical_id, encode_member, encode_profile, tombstone_key, user_key
 from service.contract.errors import DaianError
 from service.held_batches import HeldBatches, NotKeptError
-from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
-from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
+from service.redis_client import STORE_ERRORS, StoreSettings, failure_kind
+from service.redis_cluster import CommandClients
+from service.user_store import (
+    DAY_MS,
+    PROFILE_TTL_S,
+    erased_at_of,
+    queue_behaviours,
+    queue_removal,
+    wall_clock_ms,
+)
 
 MAX_LINE_BYTES = 8 << 20
 # One transaction holds up the server for as long as it runs: about a millisecond at this size.
@@ -46,6 +55,7 @@ class LoadReport:
     `n_new` behaviours were not in the store when they were first answered for; sending them again counts nothing.
     `n_sent_again` transactions were repeated because the store was restarted. `is_confirmed`: the store said of all of
     it that its append-only file has it; False where it keeps none, is older than Redis 7.2, or INFO is forbidden.
+    `n_erased` behaviours are not younger than their user's erasure and were not kept.
     """
 
     n_lines: int = 0
@@ -54,6 +64,7 @@ class LoadReport:
     n_new: int = 0
     n_too_old: int = 0
     n_over_keep: int = 0
+    n_erased: int = 0
     n_bytes: int = 0
     seconds: float = 0.0
     n_sent_again: int = 0
@@ -119,16 +130,16 @@ def load(
     Raises:
         StoreLoadError: a line is wrong, a file cannot be read, or the store is away. Lines before it are loaded.
     """
-    client = command_client(settings.events_url or settings.url, ca_file=settings.ca_file)
+    clients = CommandClients(settings.events_url or settings.url, settings)
     bar = Progress(n_bytes_total=_total_bytes(sources)) if progress else None
     try:
-        return load_lines(client, settings, _lines(sources), shift_ms, now or wall_clock_ms(), bar)
+        return load_lines(clients, settings, _lines(sources), shift_ms, now or wall_clock_ms(), bar)
     finally:
-        client.close()
+        clients.close()
 
 
 def load_lines(
-    client: redis.Redis,
+    clients: CommandClients,
     settings: StoreSettings,
     lines: Iterable[tuple[str, bytes]],
     shift_ms: int,
@@ -138,23 +149,32 @@ def load_lines(
     """Loads (place, line) pairs in batches; memory stays bounded by what is held. Raises as `load` does."""
     report, started = LoadReport(), time.perf_counter()
     users = (_read(place, line, settings, shift_ms, now, report) for place, line in lines)
-    held = HeldBatches[Sequence[_User]](
-        client,
-        queue=lambda pipe, batch: _queue(pipe, settings, batch[-1:], now),
-        send=lambda batch: _send(client, settings, batch, now),
-    )
+    held = _held(clients, settings, now)
     batch = list[_User]()
     for batch in _batches(users):
-        _load(client, settings, batch, now, report, held)
+        _load(clients, settings, batch, now, report, held)
         if progress:
             progress.tell(report)
-    with _named(batch):
-        held.confirm()
-    report.n_sent_again, report.is_confirmed = held.n_sent_again, held.is_confirmed
+    if held:
+        with _named(batch):
+            held.confirm()
+        report.n_sent_again, report.is_confirmed = held.n_sent_again, held.is_confirmed
     report.seconds = time.perf_counter() - started
     if progress:
         progress.tell(report, is_last=True)
     return report
+
+
+def _held(clients: CommandClients, settings: StoreSettings, now: int) -> HeldBatches[Sequence[_User]] | None:
+    """None for a cluster: a slot may change its node at any time, and with it who could confirm what was sent."""
+    if clients.is_cluster:
+        return None
+    return HeldBatches[Sequence[_User]](
+        clients.of(""),
+        queue=lambda pipe, batch: _queue(pipe, settings, batch[-1:], now),
+        send=lambda batch: _send(clients, settings, batch, now),
+        after=lambda batch: _take_out_erased(clients.of(""), settings, batch[-1:]),
+    )
 
 
 def _total_bytes(sources: Sequence[str]) -> int | None:
@@ -252,40 +272,48 @@ def _refuse_unknown(found: dict[str, object], known: set[str]) -> None:
 
 
 def _load(
-    client: redis.Redis,
+    clients: CommandClients,
     settings: StoreSettings,
     batch: Sequence[_User],
     now: int,
     report: LoadReport,
-    held: HeldBatches[Sequence[_User]],
+    held: HeldBatches[Sequence[_User]] | None,
 ) -> None:
     """Sends a batch, counts it and has it held."""
-    sendable, n_added = [user for user in batch if user.scored or user.profile], list[int]()
+    sendable = [user for user in batch if user.scored or user.profile]
     if sendable:
-        n_added = _send(client, settings, sendable, now, held.meet)
-    _count(batch, n_added, report)
-    if sendable:
+        added = _send(clients, settings, sendable, now, held.meet if held else lambda: None)
+        report.n_new += added.n_new
+        report.n_erased += added.n_erased
+    _count(batch, report)
+    if sendable and held:
         with _named(batch):
             held.hold(sendable, sum(len(user.scored) for user in sendable), sum(map(_n_bytes, sendable)))
 
 
+@dataclass(frozen=True)
+class _Added:
+    """How many behaviours of a batch were new, and how many an erasure forbids."""
+
+    n_new: int
+    n_erased: int
+
+
 def _send(
-    client: redis.Redis,
+    clients: CommandClients,
     settings: StoreSettings,
     batch: Sequence[_User],
     now: int,
     before: Callable[[], object] = lambda: None,
-) -> list[int]:
-    """One transaction for the batch, sent again after a failure: what was stored already changes nothing.
-
-    Returns how many behaviours were new, per user with any.
-    """
+) -> _Added:
+    """One transaction per node for the batch, sent again after a failure: what was stored already changes nothing."""
     pauses_s = iter(RETRY_PAUSES_S)
     while True:
         try:
             before()
-            return _transaction(client, settings, batch, now)
+            return _sent(clients, settings, batch, now)
         except STORE_ERRORS as error:
+            clients.forget()
             pause_s = next(pauses_s, None)
             if pause_s is None:
                 raise StoreLoadError(
@@ -306,12 +334,27 @@ def _named(batch: Sequence[_User]) -> Iterator[None]:
         ) from error
 
 
-def _transaction(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int) -> list[int]:
-    """How many behaviours were new, per user with any."""
-    pipe = client.pipeline(transaction=True)
+def _sent(clients: CommandClients, settings: StoreSettings, batch: Sequence[_User], now: int) -> _Added:
+    """Every node's users on their node."""
+    by_node = dict[int, tuple[redis.Redis, list[_User]]]()
+    for user in batch:
+        client = clients.of(user_key(settings.tenant, user.user_id, "b"))
+        by_node.setdefault(id(client), (client, []))[1].append(user)
+    # A cluster's transactions are one slot's: there the users go one after the other, and a command that is sent again
+    # changes nothing.
+    added = [_transaction(client, settings, users, now, not clients.is_cluster) for client, users in by_node.values()]
+    return _Added(sum(one.n_new for one in added), sum(one.n_erased for one in added))
+
+
+def _transaction(
+    client: redis.Redis, settings: StoreSettings, batch: Sequence[_User], now: int, is_atomic: bool
+) -> _Added:
+    """Adds the users, then takes out again what an erasure forbids: no ranking reads it meanwhile."""
+    pipe = client.pipeline(transaction=is_atomic)
     adds = _queue(pipe, settings, batch, now)
     replies = pipe.execute(raise_on_error=True)
-    return [int(replies[place]) for place in adds]
+    n_removed, n_erased = _take_out_erased(client, settings, batch)
+    return _Added(max(sum(int(replies[place]) for place in adds) - n_removed, 0), n_erased)
 
 
 def _queue(pipe: redis.client.Pipeline, settings: StoreSettings, batch: Sequence[_User], now: int) -> list[int]:
@@ -327,12 +370,34 @@ def _queue(pipe: redis.client.Pipeline, settings: StoreSettings, batch: Sequence
     return adds
 
 
+def _take_out_erased(client: redis.Redis, settings: StoreSettings, batch: Sequence[_User]) -> tuple[int, int]:
+    """(behaviours removed, behaviours of the batch that are not younger than their user's erasure).
+
+    A profile has no time: it stays where its line has a younger behaviour, which is a user who came back.
+    """
+    pipe, n_erased, places = client.pipeline(transaction=False), 0, list[int]()
+    for user in batch:
+        pipe.execute_command("GET", tombstone_key(settings.tenant, user.user_id))  # type: ignore[no-untyped-call]
+    for user, reply in zip(batch, pipe.execute(raise_on_error=True), strict=True):
+        erased_at = erased_at_of(reply)
+        if erased_at is None:
+            continue
+        n_old = sum(at <= erased_at for _, at in user.scored)
+        n_erased += n_old
+        if user.scored:
+            places.append(len(pipe))
+            queue_removal(pipe, settings, user.user_id, erased_at)
+        if user.profile is not None and n_old == len(user.scored):
+            pipe.execute_command("UNLINK", user_key(settings.tenant, user.user_id, "p"))  # type: ignore[no-untyped-call]
+    replies = pipe.execute(raise_on_error=True)
+    return sum(int(replies[place]) for place in places), n_erased
+
+
 def _n_bytes(user: _User) -> int:
     return sum(len(member) for member, _ in user.scored) + len(user.profile or b"")
 
 
-def _count(batch: Sequence[_User], n_added: Sequence[int], report: LoadReport) -> None:
-    report.n_new += sum(n_added)
+def _count(batch: Sequence[_User], report: LoadReport) -> None:
     for user in batch:
         report.n_sent += len(user.scored)
         report.n_profiles += user.profile is not None

@@ -13,6 +13,7 @@ import redis
 import redis.exceptions
 
 from service.behaviour_codec import (
+    USER_SUFFIXES,
     BehaviourEvent,
     CorruptBytesError,
     StoredBehaviour,
@@ -21,11 +22,13 @@ from service.behaviour_codec import (
     decode_profile,
     encode_member,
     encode_profile,
+    tombstone_key,
     user_key,
 )
 from service.embedded_store import embedded_store
 from service.errors import StoreUnavailable
 from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
+from service.redis_cluster import CommandClients
 from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
 
 N_WARM_UP = 50
@@ -38,13 +41,15 @@ def inspect_user(settings: StoreSettings, user_id: str, now: int | None = None) 
         StoreUnavailable: the store is away.
         ValueError: an id that cannot be one.
     """
-    client = command_client(settings.url, ca_file=settings.ca_file)
+    clients = CommandClients(settings.url, settings)
     now = wall_clock_ms() if now is None else now
-    key = {suffix: user_key(settings.tenant, user_id, suffix) for suffix in "bpx"}
+    key = {suffix: user_key(settings.tenant, user_id, suffix) for suffix in USER_SUFFIXES}
+    tombstone = tombstone_key(settings.tenant, user_id)
     try:
+        client = clients.of(key["b"])
         members = _asked(client, "ZRANGE", key["b"], 0, -1, "WITHSCORES")
         flat = members if isinstance(members, list) else []
-        profile, erased = _asked(client, "GET", key["p"]), _asked(client, "GET", key["x"])
+        profile, erased = _asked(client, "GET", key["p"]), _asked(client, "GET", tombstone)
         return {
             "user": canonical_id(user_id),
             "key": key["b"],
@@ -58,7 +63,7 @@ def inspect_user(settings: StoreSettings, user_id: str, now: int | None = None) 
     except STORE_ERRORS as error:
         raise StoreUnavailable(f"the store is away ({failure_kind(error)}): check its address and start it") from error
     finally:
-        client.close()
+        clients.close()
 
 
 def estimate(

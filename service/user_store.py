@@ -9,12 +9,13 @@ that cut them for a model live in `service.contract`. Never retries, never logs 
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import redis.asyncio
 import redis.client
+from redis import exceptions
 
 from service.behaviour_codec import (
     MAIN_TENANT,
@@ -26,12 +27,16 @@ from service.behaviour_codec import (
     decode_profile,
     encode_member,
     encode_profile,
+    end_of_second,
     time_to_live_s,
+    tombstone_key,
     user_key,
 )
 from service.errors import StoreFull, StoreUnavailable
-from service.guarded_calls import GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
+from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
 from service.redis_client import StoreSettings, async_client, failure_kind
+from service.redis_cluster import ClusterClient
+from service.store_address import parse_address
 
 __all__ = [
     "AppendResult",
@@ -49,11 +54,17 @@ __all__ = [
 
 DAY_MS = 86_400_000
 PROFILE_TTL_S = 90 * 86_400
+# How long after the window an erasure is remembered: a window that is made longer must not bring anything back.
+TOMBSTONE_SPARE_DAYS = 60
 # A call's users are written so many at a time: well below the pool, so that no write waits for a connection.
 WRITE_LANES = 8
 
+# Later than any behaviour's time.
+ALL_ERASED = 1 << 62
+
 Scored = Sequence[tuple[bytes, int]]
 Pipeline = redis.asyncio.client.Pipeline
+Client = redis.asyncio.Redis | ClusterClient
 
 
 @dataclass(frozen=True)
@@ -67,19 +78,28 @@ class StoredUser:
 
 @dataclass(frozen=True)
 class AppendResult:
-    """`accepted` behaviours are new, `duplicates` were there already; together, all that were sent."""
+    """`accepted` behaviours are new, `duplicates` were there already; together with `erased`, all that were sent.
+
+    `erased` ones are not younger than their user's erasure and were not kept.
+    """
 
     accepted: int
     duplicates: int
+    erased: int = 0
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What was there of a user and is no more: behaviours, a profile (0 or 1), keys of other kinds or types."""
+    """What was there of a user and is no more: behaviours, a profile (0 or 1), keys of other types.
+
+    `is_sealed`: behaviours up to this moment that arrive later are not kept. False where the store was too full to note
+    it: erase again.
+    """
 
     behaviours: int
     profile: int
     other_keys: int
+    is_sealed: bool = True
 
 
 @runtime_checkable
@@ -110,7 +130,9 @@ class UserStore(Protocol):
         ...
 
     async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
-        """Removes every key of the user. Events that come afterwards are those of a new user.
+        """Removes every key of the user, and sees to it that behaviours up to this second do not come back.
+
+        Behaviours dated later are those of a new user.
 
         Raises:
             StoreUnavailable: it may or may not have happened; send the call again.
@@ -132,6 +154,7 @@ class MemoryUserStore:
         self._clock = clock or wall_clock_ms
         self._members: dict[str, dict[bytes, int]] = {}
         self._profiles: dict[str, bytes] = {}
+        self._erased_at: dict[str, int] = {}
 
     async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
         key, since = _memory_key(tenant, user_id), requested_at - self._window_ms
@@ -142,9 +165,13 @@ class MemoryUserStore:
         return StoredUser(decode_profile(user_id, profile) if profile else {}, tuple(behaviours))
 
     async def append(self, events: Sequence[BehaviourEvent], tenant: str | None = None) -> AppendResult:
-        by_user = members_by_user(events).items()
-        n_new = sum(self._add(_memory_key(tenant, user_id), scored) for user_id, scored in by_user)
-        return AppendResult(n_new, len(events) - n_new)
+        n_new, n_erased = 0, 0
+        for user_id, scored in members_by_user(events).items():
+            key = _memory_key(tenant, user_id)
+            younger = [(member, at) for member, at in scored if at > self._erased_at.get(key, -1)]
+            n_new += self._add(key, younger)
+            n_erased += len(scored) - len(younger)
+        return AppendResult(n_new, len(events) - n_new - n_erased, n_erased)
 
     def _add(self, key: str, scored: Scored) -> int:
         members = self._members.setdefault(key, {})
@@ -163,6 +190,10 @@ class MemoryUserStore:
     async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
         key = _memory_key(tenant, user_id)
         members, profile = self._members.pop(key, {}), self._profiles.pop(key, None)
+        now = self._clock()
+        since = now - self._window_ms - TOMBSTONE_SPARE_DAYS * DAY_MS
+        self._erased_at = {one: at for one, at in self._erased_at.items() if at > since}
+        self._erased_at[key] = end_of_second(now)
         return Erased(len(members), int(profile is not None), 0)
 
     async def close(self) -> None:
@@ -176,7 +207,7 @@ class RedisUserStore:
     Args:
         settings: address and limits.
         observer: told of answers, failures, late replies, corrupt values and breakers.
-        clock: epoch milliseconds, for trimming on write only.
+        clock: epoch milliseconds, for trimming on write and for the time of an erasure.
         reads, writes: ready-made clients in place of those made from `settings`, one pool each.
     """
 
@@ -185,25 +216,28 @@ class RedisUserStore:
         settings: StoreSettings,
         observer: StoreObserver | None = None,
         clock: Callable[[], int] | None = None,
-        reads: "redis.asyncio.Redis | None" = None,
-        writes: "redis.asyncio.Redis | None" = None,
+        reads: "Client | None" = None,
+        writes: "Client | None" = None,
     ) -> None:
         self.settings = settings
         self.observer = observer or StoreCounts()
-        self.reads = reads or async_client(settings.url, settings)
-        self.writes = writes or async_client(settings.events_url or settings.url, settings)
+        self.reads = reads or _client(settings.url, settings)
+        self.writes = writes or _client(settings.events_url or settings.url, settings)
         self._clock = clock or wall_clock_ms
-        open_s = settings.breaker_open_ms / 1000
-        budget_s = settings.read_budget_ms / 1000
-        self._read_calls = GuardedCalls("read", settings.breaker_failures, open_s, budget_s, self.observer)
-        self._write_calls = GuardedCalls("write", settings.breaker_failures, open_s, None, self.observer)
+        self._read_calls = self._calls("read", settings.read_budget_ms / 1000)
+        self._write_calls = self._calls("write", None)
         # With a breaker of its own: a full server refuses writes and still erases.
-        self._erase_calls = GuardedCalls("erase", settings.breaker_failures, open_s, None, self.observer)
+        self._erase_calls = self._calls("erase", None)
+
+    def _calls(self, operation: str, budget_s: float | None) -> CallsByShard:
+        failures, open_s = self.settings.breaker_failures, self.settings.breaker_open_ms / 1000
+        return CallsByShard(lambda: GuardedCalls(operation, failures, open_s, budget_s, self.observer))
 
     async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
-        keys = [user_key(tenant or self.settings.tenant, user_id, suffix) for suffix in "bpx"]
+        tenant = tenant or self.settings.tenant
+        keys = [*user_keys(tenant, user_id), tombstone_key(tenant, user_id)]
         try:
-            replies = await self._read_calls.run(lambda: self._read(keys, requested_at))
+            replies = await self._read_calls.run(_shard(self.reads, keys[0]), lambda: self._read(keys, requested_at))
         except NoAnswerError:
             return StoredUser(degraded=("behaviours",))
         return self._decoded(user_id, replies)
@@ -212,10 +246,10 @@ class RedisUserStore:
         settings = replace(self.settings, tenant=tenant) if tenant else self.settings
         batches = list(members_by_user(events).items())
         # The first alone: if the store is away, or is just being probed, one transaction finds out for all.
-        n_new = await self._add(settings, *batches[0]) if batches else 0
+        results = [await self._add(settings, *batches[0])] if batches else []
         lanes = asyncio.Semaphore(WRITE_LANES)
 
-        async def in_a_lane(user_id: str, scored: Scored) -> int:
+        async def in_a_lane(user_id: str, scored: Scored) -> AppendResult:
             async with lanes:
                 return await self._add(settings, user_id, scored)
 
@@ -223,20 +257,21 @@ class RedisUserStore:
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-            n_new += outcome
-        return AppendResult(n_new, len(events) - n_new)
+            results.append(outcome)
+        n_new, n_erased = sum(one.accepted for one in results), sum(one.erased for one in results)
+        return AppendResult(n_new, len(events) - n_new - n_erased, n_erased)
 
     async def put_profile(self, user_id: str, attributes: Mapping[str, object], tenant: str | None = None) -> None:
         key = user_key(tenant or self.settings.tenant, user_id, "p")
         value = encode_profile(user_id, attributes)
-        await self._write(lambda pipe: pipe.execute_command("SET", key, value, "EX", PROFILE_TTL_S))
+        await self._write(key, lambda pipe: pipe.execute_command("SET", key, value, "EX", PROFILE_TTL_S))
 
     async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
-        keys = [user_key(tenant or self.settings.tenant, user_id, suffix) for suffix in USER_SUFFIXES]
-        n_behaviours, *n_keys = await self._stored(self._erase_calls, lambda: self._erase(keys))
-        counts = [found if isinstance(found, int) else 0 for found in (n_behaviours, *n_keys)]
-        profile = counts[1 + USER_SUFFIXES.index("p")]
-        return Erased(counts[0], profile, sum(counts[1:]) - profile)
+        tenant = tenant or self.settings.tenant
+        keys = [*user_keys(tenant, user_id), tombstone_key(tenant, user_id)]
+        *replies, sealed = await self._stored(self._erase_calls, keys[0], lambda: self._erase(keys))
+        n_behaviours, other, profile = (found if isinstance(found, int) else 0 for found in replies)
+        return Erased(n_behaviours, profile, other, bool(sealed))
 
     async def close(self) -> None:
         await self._read_calls.drain()
@@ -248,63 +283,127 @@ class RedisUserStore:
     async def _read(self, keys: Sequence[str], requested_at: int) -> Replies:
         """One round trip: the members of the window, newest first; the profile; the time of erasure."""
         newest, oldest = f"({requested_at}", f"({requested_at - self.settings.window_days * DAY_MS}"
-        async with self.reads.pipeline(transaction=False) as pipe:
-            pipe.execute_command("ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep)
-            pipe.execute_command("GET", keys[1])
-            pipe.execute_command("GET", keys[2])
-            return _unless_refused(await pipe.execute(raise_on_error=False))
 
-    async def _add(self, settings: StoreSettings, user_id: str, scored: Scored) -> int:
-        """How many of the members are new, after one transaction."""
-        replies = await self._write(lambda pipe: queue_behaviours(pipe, settings, user_id, scored, self._clock()))
-        return replies[0] if isinstance(replies[0], int) else 0
+        async def work(client: "redis.asyncio.Redis") -> Replies:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command(
+                    "ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep
+                )
+                pipe.execute_command("GET", keys[1])
+                pipe.execute_command("GET", keys[2])
+                return _unless_refused(await pipe.execute(raise_on_error=False))
+
+        return await _on_node(self.reads, keys[0], work)
+
+    async def _add(self, settings: StoreSettings, user_id: str, scored: Scored) -> AppendResult:
+        """What became of one user's members. Those that an erasure forbids are taken out again, and only then counted.
+
+        That they are forbidden is known by the same transaction that adds them, and no ranking reads them meanwhile.
+        """
+
+        def queue(pipe: Pipeline) -> None:
+            queue_behaviours(pipe, settings, user_id, scored, self._clock())
+            pipe.execute_command("GET", tombstone_key(settings.tenant, user_id))
+
+        key = user_key(settings.tenant, user_id, "b")
+        replies = await self._write(key, queue)
+        n_new, erased_at = _count(replies[0]), erased_at_of(replies[-1])
+        if erased_at is None:
+            return AppendResult(n_new, len(scored) - n_new)
+        n_erased = sum(at <= erased_at for _, at in scored)
+        if n_erased:
+            removed = await self._write(key, lambda pipe: queue_removal(pipe, settings, user_id, erased_at))
+            n_new = max(n_new - _count(removed[0]), 0)
+        return AppendResult(n_new, len(scored) - n_new - n_erased, n_erased)
 
     async def _erase(self, keys: Sequence[str]) -> Replies:
-        """One transaction: the members, counted as they go, then whatever is left under any key, of whatever type."""
-        async with self.writes.pipeline(transaction=True) as pipe:
-            pipe.execute_command("ZREMRANGEBYRANK", keys[0], 0, -1)
-            for key in keys:
-                pipe.execute_command("UNLINK", key)
-            return _unless_refused(await pipe.execute(raise_on_error=False))
+        """Counts of members, of another thing under their key, of the profile; and whether the tombstone stands.
 
-    async def _write(self, queue: Callable[[Pipeline], object]) -> Replies:
-        return await self._stored(self._write_calls, lambda: self._transaction(queue))
+        One transaction, and three where memory is full: what gives memory back goes first then.
+        """
+        try:
+            _, *removed = await self._erasing([self._tombstone(keys[2]), *_removals(keys)])
+        except exceptions.OutOfMemoryError:
+            removed = await self._erasing(_removals(keys))
+            try:
+                await self._erasing([self._tombstone(keys[2])])
+            except exceptions.OutOfMemoryError:
+                return [*removed, False]
+        return [*removed, True]
 
-    async def _stored(self, calls: GuardedCalls, work: Callable[[], Coroutine[object, object, Replies]]) -> Replies:
+    def _tombstone(self, key: str) -> tuple[object, ...]:
+        ttl_s = (self.settings.window_days + TOMBSTONE_SPARE_DAYS) * 86_400
+        return ("SET", key, end_of_second(self._clock()), "EX", ttl_s)
+
+    async def _erasing(self, commands: Sequence[tuple[object, ...]]) -> Replies:
+        async def work(client: "redis.asyncio.Redis") -> Replies:
+            async with client.pipeline(transaction=True) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return _unless_refused(await pipe.execute(raise_on_error=False))
+
+        return await _on_node(self.writes, str(commands[0][1]), work)
+
+    async def _write(self, key: str, queue: Callable[[Pipeline], object]) -> Replies:
+        """The replies of one transaction on the node that has the key."""
+
+        async def work(client: "redis.asyncio.Redis") -> Replies:
+            async with client.pipeline(transaction=True) as pipe:
+                queue(pipe)
+                replies: Replies = await pipe.execute(raise_on_error=False)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+        return await self._stored(self._write_calls, key, lambda: _on_node(self.writes, key, work))
+
+    async def _stored(
+        self, calls: CallsByShard, key: str, work: Callable[[], Coroutine[object, object, Replies]]
+    ) -> Replies:
         """The replies of a call that must not be lost. Raises StoreFull or StoreUnavailable."""
         try:
-            return await calls.run(work)
+            return await calls.run(_shard(self.writes, key), work)
         except NoAnswerError as error:
             if error.kind == "full":
                 raise StoreFull("the behaviour store's memory is full: repeat the call later") from error
             raise StoreUnavailable("the behaviour store is away: repeat the call as it is") from error
-
-    async def _transaction(self, queue: Callable[[Pipeline], object]) -> Replies:
-        async with self.writes.pipeline(transaction=True) as pipe:
-            queue(pipe)
-            replies: Replies = await pipe.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
 
     def _decoded(self, user_id: str, replies: Replies) -> StoredUser:
         """What can be trusted of a reply; the rest is counted, and named once."""
         members, profile, erased = replies
         behaviours, n_corrupt = decode_members(user_id, reversed(members)) if isinstance(members, list) else ([], 1)
         attributes, is_profile_corrupt = _profile(user_id, profile)
-        erased_at, is_erased_corrupt = _erased_at(erased)
+        erased_at = erased_at_of(erased)
+        # If nobody can say what was erased, nothing may be read.
+        is_erased_corrupt = erased_at == ALL_ERASED
         corrupt = {"member": n_corrupt, "profile": int(is_profile_corrupt), "erased_at": int(is_erased_corrupt)}
         for what, n in corrupt.items():
             if n:
                 self.observer.corrupt(what, n)
-        # If nobody can say what was erased, nothing may be read.
-        kept = () if is_erased_corrupt else tuple(one for one in behaviours if one.at > erased_at)
+        kept = tuple(one for one in behaviours if erased_at is None or one.at > erased_at)
         return StoredUser(attributes, kept, ("behaviours_corrupt",) if any(corrupt.values()) else ())
+
+
+def _client(url: str, settings: StoreSettings) -> Client:
+    return ClusterClient(url, settings) if parse_address(url).mode == "cluster" else async_client(url, settings)
+
+
+def _shard(client: Client, key: str) -> str:
+    return client.shard_of(key) if isinstance(client, ClusterClient) else ""
+
+
+async def _on_node(client: Client, key: str, work: "Callable[[redis.asyncio.Redis], Awaitable[Replies]]") -> Replies:
+    return await (client.run(key, work) if isinstance(client, ClusterClient) else work(client))
 
 
 def _memory_key(tenant: str | None, user_id: str) -> str:
     return user_key(tenant or MAIN_TENANT, user_id, "")
+
+
+def user_keys(tenant: str, user_id: str) -> list[str]:
+    """The keys that hold what is known of a user: behaviours, profile."""
+    return [user_key(tenant, user_id, suffix) for suffix in USER_SUFFIXES]
 
 
 def members_by_user(events: Iterable[BehaviourEvent]) -> dict[str, list[tuple[bytes, int]]]:
@@ -318,13 +417,30 @@ def members_by_user(events: Iterable[BehaviourEvent]) -> dict[str, list[tuple[by
 def queue_behaviours(
     pipe: "Pipeline | redis.client.Pipeline", settings: StoreSettings, user_id: str, scored: Scored, now: int
 ) -> None:
-    """Queues the commands that add one user's members: add, drop what left the window, keep the newest, set the end."""
+    """Queues the commands that add one user's members: add, drop what left the window, keep the newest, set the end.
+
+    Then whoever calls looks at the tombstone, and queues `queue_removal` if there is one.
+    """
     key = user_key(settings.tenant, user_id, "b")
     flat = [part for member, at in scored for part in (at, member)]
     pipe.execute_command("ZADD", key, "GT", *flat)
     pipe.execute_command("ZREMRANGEBYSCORE", key, "-inf", now - settings.window_days * DAY_MS)
     pipe.execute_command("ZREMRANGEBYRANK", key, 0, -(settings.keep + 1))
     pipe.execute_command("EXPIRE", key, time_to_live_s(user_id, settings.window_days))
+
+
+def queue_removal(
+    pipe: "Pipeline | redis.client.Pipeline", settings: StoreSettings, user_id: str, erased_at: int
+) -> None:
+    """Queues the command that takes out what an erasure forbids."""
+    pipe.execute_command("ZREMRANGEBYSCORE", user_key(settings.tenant, user_id, "b"), "-inf", erased_at)
+
+
+def erased_at_of(reply: object) -> int | None:
+    """Up to when a user's behaviours are erased, epoch milliseconds; None = never; `ALL_ERASED` if it is unreadable."""
+    if reply is None:
+        return None
+    return int(reply) if isinstance(reply, bytes) and reply.isdigit() else ALL_ERASED
 
 
 def wall_clock_ms() -> int:
@@ -349,7 +465,10 @@ def _profile(user_id: str, reply: object) -> tuple[dict[str, object], bool]:
         return {}, True
 
 
-def _erased_at(reply: object) -> tuple[int, bool]:
-    if reply is None:
-        return -1, False
-    return (int(reply), False) if isinstance(reply, bytes) and reply.isdigit() else (-1, True)
+def _removals(keys: Sequence[str]) -> list[tuple[object, ...]]:
+    """The members, counted as they go, then whatever is left under either key, of whatever type."""
+    return [("ZREMRANGEBYRANK", keys[0], 0, -1), ("UNLINK", keys[0]), ("UNLINK", keys[1])]
+
+
+def _count(reply: object) -> int:
+    return reply if isinstance(reply, int) else 0

@@ -206,11 +206,14 @@ async def events(exchange: Exchange) -> Response:
         parts.metrics.events.labels(event.type, "accepted").inc()
     for one in rejected:
         parts.metrics.events.labels("other", one.code).inc()
+    if stored.erased:
+        parts.metrics.events.labels("other", "erased").inc(stored.erased)
     exchange.fields.update(n_events=len(accepted), n_rejected=len(rejected))
     return exchange.answer(
         {
             "accepted": stored.accepted,
             "duplicates": stored.duplicates,
+            "erased": stored.erased,
             "rejected": [{"index": one.index, "code": one.code, "detail": one.detail} for one in rejected],
             "took_ms": round(exchange.timer.total_ms(), 3),
         }
@@ -253,7 +256,13 @@ async def erase_user(exchange: Exchange) -> Response:
     receipt = {
         "receipt": new_request_id(),
         "erased_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "erased": {**vars(erased), "log_rows": n_rows},
+        "erased": {
+            "behaviours": erased.behaviours,
+            "profile": erased.profile,
+            "other_keys": erased.other_keys,
+            "log_rows": n_rows,
+        },
+        "sealed": erased.is_sealed,
     }
     exchange.fields.update(receipt)
     return exchange.answer({**receipt, "took_ms": round(exchange.timer.total_ms(), 3)})

@@ -248,10 +248,11 @@ class RejectedAnswer(BaseModel):
 
 
 class EventsResponse(BaseModel):
-    """200 means stored and visible to the next ranking."""
+    """200 means stored and visible to the next ranking; `erased` ones are older than their user's erasure: not kept."""
 
     accepted: int
     duplicates: int
+    erased: int
     rejected: list[RejectedAnswer]
     took_ms: float
 
@@ -271,6 +272,7 @@ class ErasedResponse(BaseModel):
     receipt: str
     erased_at: str
     erased: ErasedCounts
+    sealed: bool
     took_ms: float
 
 

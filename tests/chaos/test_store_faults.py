@@ -88,6 +88,12 @@ async def store_behind(
         await store.close()
 
 
+def plain(client: object) -> "redis.asyncio.Redis":
+    """The client of one server."""
+    assert isinstance(client, redis.asyncio.Redis)
+    return client
+
+
 async def ask(store: RedisUserStore, n: int, every_s: float = 0.0, started: float | None = None) -> list[Answer]:
     """n fetches, one after the other."""
     answers, started = [], started or time.perf_counter()
@@ -247,7 +253,7 @@ def test_a4_slow_but_within_the_budget_is_whole(url: str, delay_s: float) -> Non
 async def n_degraded_after(store: RedisUserStore, harm: Callable[[], object]) -> tuple[int, int]:
     """(connections that were open, fetches degraded) when all connections die while idle."""
     await asyncio.gather(*(store.fetch(f"u_{user}", NOW) for user in range(N_USERS)))
-    pool = store.reads.connection_pool
+    pool = plain(store.reads).connection_pool
     n_open = sum(connection.is_connected for connection in pool._available_connections)
     harm()
     await asyncio.sleep(0.05)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+import redis.asyncio
 from pydantic import SecretStr
 
 from service.api_keys import SCOPES, add_key
@@ -60,6 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(bundle: Bundle, url: str, folder: Path) -> Iterator[Client]:
     with service(bundle, url, folder) as found:
         yield found
+
+
+def plain(client: object) -> "redis.asyncio.Redis":
+    """The client of one server."""
+    assert isinstance(client, redis.asyncio.Redis)
+    return client
 
 
 def click(user: str, item: str = "i8", ago_s: int = 5) -> dict[str, object]:
@@ -123,7 +130,7 @@ def test_g18_a_part_that_is_forgotten_is_seen(
     if where == "store":
 
         async def forgets_one(store: RedisUserStore, keys: list[str]) -> list[object]:
-            return [await store.writes.zremrangebyrank(f"{keys[0]}:other", 0, -1), 0, 0, 0]
+            return [await plain(store.writes).zremrangebyrank(f"{keys[0]}:other", 0, -1), 0, 0, 0]
 
         monkeypatch.setattr(RedisUserStore, "_erase", forgets_one)
     else:
@@ -133,13 +140,23 @@ def test_g18_a_part_that_is_forgotten_is_seen(
     assert user in everything(url, folder)
 
 
-def test_events_that_arrive_afterwards_count_as_new(client: Client) -> None:
-    body = {"events": [click("u-new")]}
-    counts = [client("POST", "/events", json=body).json() for _ in range(2)]
-    assert [(one["accepted"], one["duplicates"]) for one in counts] == [(1, 0), (0, 1)]
-    erase(client, "u-new")
-    assert client("POST", "/events", json=body).json()["accepted"] == 1
-    assert n_used(client, "u-new") == 1
+def test_g18_a_late_event_does_not_bring_an_erased_user_back_and_a_new_one_counts(
+    client: Client, url: str, folder: Path
+) -> None:
+    user = "u-late-5d1"
+    late = {"events": [click(user)]}
+    assert client("POST", "/events", json=late).json()["accepted"] == 1
+    assert erase(client, user).json()["sealed"] is True
+    again = client("POST", "/events", json=late).json()
+    assert (again["accepted"], again["duplicates"], again["erased"]) == (0, 0, 1)
+    assert n_used(client, user) == 0
+    erase(client, user)  # the row of the ranking just made
+    assert user not in everything(url, folder)
+    time.sleep(1.1)
+    new = client("POST", "/events", json={"events": [click(user, ago_s=0)]}).json()
+    assert (new["accepted"], new["erased"]) == (1, 0)
+    time.sleep(1.1)
+    assert n_used(client, user) == 1
 
 
 @pytest.mark.parametrize("user", ["a/b", "a//b/", "a?b#c", "é", "100%", "{x}:b", "*", "日本", "a b", "/"])

@@ -24,6 +24,7 @@ from service import held_batches, store_load
 from service.embedded_store import EmbeddedStore, embedded_store
 from service.errors import StoreUnavailable
 from service.redis_client import StoreSettings, command_client
+from service.redis_cluster import CommandClients
 from service.store_load import LoadReport, Progress, StoreLoadError, load, load_lines
 from service.store_tools import estimate, inspect_user
 from service.user_store import RedisUserStore, StoredBehaviour, StoredUser
@@ -162,13 +163,13 @@ def test_a_missing_file_is_named(settings: StoreSettings) -> None:
 
 def peak_of_loading(settings: StoreSettings, n_lines: int) -> int:
     """The most bytes that Python held while loading so many users of 50 kB each."""
-    client = command_client(settings.url)
+    clients = CommandClients(settings.url, settings)
     line = json.dumps({"user": "u", "attributes": {"text": "x" * 50_000}}).encode()
     tracemalloc.start()
-    load_lines(client, settings, ((f"f:{number}", line) for number in range(n_lines)), 0, NOW)
+    load_lines(clients, settings, ((f"f:{number}", line) for number in range(n_lines)), 0, NOW)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    client.close()
+    clients.close()
     return peak
 
 
@@ -198,7 +199,7 @@ def test_a_store_that_goes_away_is_waited_for_and_comes_back(tmp_path: Path) -> 
     store = EmbeddedStore(tmp_path / "store")
     store.start()
     settings = StoreSettings(store.url, timeout_ms=5_000, read_budget_ms=1_000)
-    client = command_client(store.url)
+    clients = CommandClients(store.url, settings)
     restarted = []
 
     def lines() -> Iterator[tuple[str, bytes]]:
@@ -211,12 +212,12 @@ def test_a_store_that_goes_away_is_waited_for_and_comes_back(tmp_path: Path) -> 
             yield f"f:{number}", json.dumps(row(f"u_{number}", 3)).encode()
 
     try:
-        assert load_lines(client, settings, lines(), 0, NOW).n_sent == 3_000
+        assert load_lines(clients, settings, lines(), 0, NOW).n_sent == 3_000
         assert restarted == [500]
         for number in range(0, 1_000, 50):
             assert len(fetched(settings, f"u_{number}").behaviours) == 3
     finally:
-        client.close()
+        clients.close()
         store.stop()
 
 
@@ -249,7 +250,7 @@ def load_over_a_lost_tail(
     store._arguments = lambda: [*ours(store), *arguments]  # type: ignore[method-assign]
     store.start()
     settings = StoreSettings(store.url, timeout_ms=5_000, read_budget_ms=1_000)
-    client = command_client(store.url)
+    client, clients = command_client(store.url), CommandClients(store.url, settings)
     file = store.folder / "appendonlydir"
 
     def lines() -> Iterator[tuple[str, bytes]]:
@@ -270,12 +271,13 @@ def load_over_a_lost_tail(
                 yield f"f:{number}", json.dumps(row(f"u_{number}", 3)).encode()
 
     try:
-        report = load_lines(client, settings, lines(), 0, NOW)
+        report = load_lines(clients, settings, lines(), 0, NOW)
         assert n_kills == (killed_at <= 1_000)
         gone = [n for n in range(1_000) if client.zcard(f"daian:1:main:{{u_{n}}}:b") != 3]
         return report, gone
     finally:
         client.close()
+        clients.close()
         store.stop()
 
 
@@ -352,6 +354,41 @@ def test_a_store_that_stays_away_is_named_with_the_line(monkeypatch: pytest.Monk
         load(StoreSettings("redis://127.0.0.1:1"), [file], now=NOW, progress=False)
     with pytest.raises(StoreUnavailable, match="connection"):
         inspect_user(StoreSettings("redis://127.0.0.1:1"), "u_1")
+
+
+def loaded_after_an_erasure(settings: StoreSettings, file: Path) -> tuple[LoadReport, dict[str, object]]:
+    """A file loaded, its user erased a second later, the same file with one younger behaviour in it loaded again."""
+    lines: list[object] = [row("u_1", 3, attributes={"city": "hz"}), row("u_2", 1)]
+    load(settings, [write(file, lines)], now=NOW, progress=False)
+
+    async def erase() -> None:
+        store = RedisUserStore(settings, clock=lambda: NOW)
+        await store.erase("u_1")
+        await store.close()
+
+    asyncio.run(erase())
+    report = load(settings, [str(file)], now=NOW, progress=False)
+    return report, inspect_user(settings, "u_1", now=NOW)
+
+
+def test_g18_a_repeated_load_does_not_bring_an_erased_user_back(settings: StoreSettings, tmp_path: Path) -> None:
+    report, shown = loaded_after_an_erasure(settings, tmp_path / "a")
+    assert (report.n_new, report.n_erased, report.n_sent) == (0, 3, 4)
+    assert (shown["behaviours"], shown["attributes"]) == ([], None)
+    assert shown["erased_at"] == str(NOW // 1000 * 1000 + 999)
+    younger = [{"item": "new", "at": NOW + 1_000, "type": "click"}]
+    back = [{"user": "u_1", "behaviours": younger, "attributes": {"city": "hz"}}]
+    assert load(settings, [write(tmp_path / "b", list(back))], now=NOW + 5_000, progress=False).n_new == 1
+    shown = inspect_user(settings, "u_1", now=NOW)
+    assert (len(list(shown["behaviours"])), shown["attributes"]) == (1, {"city": "hz"})  # type: ignore[call-overload]
+
+
+def test_g18_saboteur_without_the_second_look_it_does(
+    settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_load, "_take_out_erased", lambda *_: (0, 0))
+    _, shown = loaded_after_an_erasure(settings, tmp_path / "a")
+    assert (len(list(shown["behaviours"])), shown["attributes"]) == (3, {"city": "hz"})  # type: ignore[call-overload]
 
 
 def test_inspect_shows_everything_and_what_is_corrupt(settings: StoreSettings, tmp_path: Path) -> None:

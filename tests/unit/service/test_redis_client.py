@@ -3,12 +3,23 @@
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis.asyncio
+import redis.asyncio.sentinel
 from redis import exceptions
 
-from service.redis_client import StoreSettings, async_client, command_client, failure_kind, with_password
+from service.redis_client import (
+    StoreSettings,
+    async_client,
+    check_settings,
+    command_client,
+    failure_kind,
+    with_password,
+)
+from service.redis_cluster import ClusterClient, SlotMap, read_slots
+from service.store_address import StoreAddress, parse_address
 
 SETTINGS = StoreSettings("redis://rank:secret@127.0.0.1:1/2", timeout_ms=70, pool=7, pool_wait_ms=30)
 
@@ -17,7 +28,10 @@ def assert_limits_are_ours(client: "redis.asyncio.Redis") -> None:
     pool = client.connection_pool
     assert isinstance(pool, redis.asyncio.BlockingConnectionPool)
     assert (pool.max_connections, pool.timeout) == (7, 0.03)
-    connection = pool.make_connection()
+    assert_connection_is_ours(pool.make_connection())
+
+
+def assert_connection_is_ours(connection: "redis.asyncio.connection.AbstractConnection") -> None:
     assert connection.socket_timeout == connection.socket_connect_timeout == 0.07
     assert connection.retry.get_retries() == 0
     assert connection.retry_on_error == []
@@ -26,6 +40,36 @@ def assert_limits_are_ours(client: "redis.asyncio.Redis") -> None:
     assert connection.driver_info is None
     assert connection.protocol == 2
     assert not (connection.maint_notifications_config and connection.maint_notifications_config.enabled)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+sentinel://rank:secret@h:1,i/users/2", "rediss+sentinel://rank:secret@h/users/2"]
+)
+def test_a13_behind_sentinels_too_and_for_the_sentinels_themselves(url: str) -> None:
+    client = async_client(url, SETTINGS)
+    assert_limits_are_ours(client)
+    connection = client.connection_pool.make_connection()
+    assert (connection.username, connection.password, connection.db) == ("rank", "secret", 2)
+    sentinels = client.connection_pool.sentinel_manager.sentinels
+    assert len(sentinels) == len(url.split(","))
+    for sentinel in sentinels:
+        assert_connection_is_ours(sentinel.connection_pool.make_connection())
+        assert sentinel.connection_pool.connection_kwargs["port"] in (1, 26379)
+        assert sentinel.connection_pool.make_connection().password is None
+
+
+def test_a13_saboteur_sentinels_left_to_the_library() -> None:
+    sentinel = redis.asyncio.sentinel.Sentinel([("h", 1)], socket_timeout=0.07, socket_connect_timeout=0.07)
+    with pytest.raises(AssertionError):
+        assert_connection_is_ours(sentinel.sentinels[0].connection_pool.make_connection())
+
+
+def test_a13_in_a_cluster_every_node_has_them() -> None:
+    client = ClusterClient("redis+cluster://rank:se%40cret@h:1,[::1]:2", SETTINGS)
+    for node in (("h", 1), ("::1", 2)):
+        assert_limits_are_ours(client._client(node))
+        connection = client._client(node).connection_pool.make_connection()
+        assert (connection.host, connection.port, connection.password) == (*node, "se@cret")
 
 
 def test_a13_every_limit_reads_as_we_set_it() -> None:
@@ -120,7 +164,8 @@ def test_failures_have_one_word(error: Exception, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("url", "username"),
-    [("redis://store:6379/3", None), ("rediss://rank@store/0", "rank"), ("redis://rank:@store", "rank"),
+    [("redis+sentinel://rank@h:1,i:2/users", "rank"), ("redis://store:6379/3", None),
+     ("rediss://rank@store/0", "rank"), ("redis://rank:@store", "rank"),
      ("unix:///run/store.sock", None)],
 )  # fmt: skip
 @pytest.mark.parametrize("password", ["hush", "a:b/c@d?e#f %41", "é"])
@@ -136,3 +181,62 @@ def test_two_passwords_are_refused_without_being_named() -> None:
         with_password("redis://:hush@store", "secret")
     assert "hush" not in str(refused.value)
     assert with_password("redis://:hush@store", None) == "redis://:hush@store"
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def test_addresses_of_every_kind_are_taken_apart() -> None:
+    assert parse_address("redis://h:1/2") == StoreAddress("standalone", False)
+    assert parse_address("rediss://h") == StoreAddress("standalone", True)
+    assert parse_address("redis+sentinel://a:1,b/users/3") == StoreAddress(
+        "sentinel", False, (("a", 1), ("b", 26379)), "users", 3
+    )
+    assert parse_address("rediss+cluster://me:p%40ss@a,[::1]:7") == StoreAddress(
+        "cluster", True, (("a", 6379), ("::1", 7)), None, 0, "me", "p@ss"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://:hush@h", "none of redis://"), ("hush", "none of redis://"), ("redis+sentinel://:hush@h", "name what"),
+        ("redis+sentinel://:hush@h/users/x", "name what"), ("redis+cluster://:hush@h/1", "database 0 alone"),
+        ("redis+cluster://:hush@h:99999", "a port in"), ("redis+cluster://:hush@h,,i", "a host is missing"),
+        ("redis+sentinel://:hush@h/users?socket_timeout=9", "socket_timeout"), ("redis://[:hush@h", "brackets"),
+        ("redis+cluster://:hush@h?db=1", "sets db"),
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_be_one_is_refused_without_being_repeated(url: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        check_settings(StoreSettings(url))
+    assert "hush" not in str(refused.value)
+
+
+def test_files_and_addresses_that_do_not_go_together_stop_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "x.pem"
+    file.write_text("x")
+    here = str(file)
+    check_settings(StoreSettings("rediss://h", ca_file=here, cert_file=here, key_file=here))
+    refused = {
+        "DAIAN_REDIS_CA_FILE cannot be read": StoreSettings("rediss://h", ca_file=f"{here}.no"),
+        "DAIAN_REDIS_CA_FILE is set and": StoreSettings("redis://h", ca_file=here),
+        "go together": StoreSettings("rediss://h", cert_file=here),
+        "different kinds": StoreSettings("redis://h", events_url="redis+cluster://h"),
+    }
+    for reason, settings in refused.items():
+        with pytest.raises(ValueError, match=reason):
+            check_settings(settings)
+
+
+def test_a_map_of_slots_is_read_and_a_strange_one_refused() -> None:
+    reply = [[5461, 16383, [b"b", 2, b"id"]], [0, 5460, [b"", 1, b"id", []], [b"c", 3, b"id"]]]
+    slots = read_slots(reply, ("asked", 9))
+    assert slots == SlotMap((0, 5461), (5460, 16383), (("asked", 1), ("b", 2)))
+    # CLUSTER KEYSLOT u_42 is 5007
+    assert (slots.node_of("x{u_42}:b"), slots.range_of("x{u_42}:b")) == (("asked", 1), "0-5460")
+    assert SlotMap((6000,), (16383,), (("b", 2),)).node_of("{u_42}") is None
+    assert SlotMap().range_of("{u_42}") == ""
+    for strange in (None, 7, [[1]], [[0, 1, b"x"]], [["a", 1, [b"h", 1]]], [[0, 1, [b"\xff", 1]]]):
+        with pytest.raises(exceptions.InvalidResponse):
+            read_slots(strange, ("h", 1))

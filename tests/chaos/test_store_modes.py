@@ -1,0 +1,270 @@
+"""A store behind sentinels, in a cluster, behind TLS: everything that touches it works, and fails over by itself."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from service.errors import StoreFull, StoreUnavailable
+from service.redis_client import StoreSettings
+from service.redis_cluster import ClusterClient, CommandClients
+from service.store_load import load
+from service.store_tools import inspect_user
+from service.user_store import AppendResult, BehaviourEvent, Erased, RedisUserStore
+from tests.chaos.store_servers import DOWN_AFTER_MS, NODE_TIMEOUT_MS, Sentinels, Server, cluster, cluster_url, sentinels
+
+NOW = 1_795_000_000_000
+# Twenty times the budget of production: what degrades an answer here is to be the dead server, not a busy machine.
+BUDGET_S = 0.4
+SETTINGS = StoreSettings("", timeout_ms=400, read_budget_ms=400, pool_wait_ms=400, keep=1000)
+# What an election takes once the primary counts as down, and a generous share for a busy machine.
+ELECTION_S = 8.0
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Sentinels]:
+    with sentinels(tmp_path / "servers") as found:
+        yield found
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Server]]:
+    with cluster(tmp_path / "servers") as found:
+        yield found
+
+
+def settings_of(url: str) -> StoreSettings:
+    return StoreSettings(url, timeout_ms=5_000, read_budget_ms=2_000, pool_wait_ms=2_000)
+
+
+def click(user: str, number: int = 0) -> BehaviourEvent:
+    return BehaviourEvent(user, f"i_{number}", "click", NOW - 60_000 + 1_000 * number)
+
+
+def everything_works(url: str, folder: Path) -> None:
+    """Events, reads, erasure, load and inspect, of users that lie all over the store."""
+    users = [f"u_{number}" for number in range(40)]
+
+    async def main() -> None:
+        store = RedisUserStore(settings_of(url), clock=lambda: NOW)
+        try:
+            events = [click(user, number) for user in users for number in range(2)]
+            assert await store.append(events) == AppendResult(80, 0)
+            assert await store.append(events) == AppendResult(0, 80)
+            await store.put_profile("u_1", {"city": "hz"})
+            found = [await store.fetch(user, NOW) for user in users]
+            assert {(len(one.behaviours), one.degraded) for one in found} == {(2, ())}
+            assert await store.erase("u_1") == Erased(2, 1, 0)
+            assert await store.append([click("u_1")]) == AppendResult(0, 0, 1)
+            assert (await store.fetch("u_1", NOW)).behaviours == ()
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+    rows = [
+        {
+            "user": f"l_{number}",
+            "behaviours": [{"item": "i", "at": NOW - 1_000, "type": "click"}],
+            "attributes": {"a": 1},
+        }
+        for number in range(300)
+    ]
+    rows.append({"user": "u_1", "behaviours": [{"item": "i", "at": NOW - 1_000, "type": "click"}]})
+    file = folder / "users.ndjson"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    for n_new in (300, 0):
+        report = load(settings_of(url), [str(file)], now=NOW, progress=False)
+        assert (report.n_new, report.n_erased, report.n_sent) == (n_new, 1, 301)
+    for user, n in (("u_0", 2), ("l_299", 1), ("u_1", 0)):
+        shown = inspect_user(settings_of(url), user, now=NOW)
+        assert isinstance(shown["behaviours"], list)
+        assert len(shown["behaviours"]) == n
+
+
+@dataclass
+class Load:
+    """What two loops saw: reads of one user each 10 ms (when, whether whole), and numbered events of another."""
+
+    reads: list[tuple[float, bool]] = field(default_factory=list)
+    slowest_s: float = 0.0
+    acknowledged: list[int] = field(default_factory=list)
+    n_refused: int = 0
+
+    def recovered_s(self) -> float | None:
+        """When, after the harm and a degraded answer, five answers in a row were whole; None = never."""
+        after = [(at, is_whole) for at, is_whole in self.reads if at > 0]
+        first = next((place for place, (_, is_whole) in enumerate(after) if not is_whole), None)
+        assert first is not None, "the harm did none"
+        for place in range(first, len(after) - 4):
+            if all(is_whole for _, is_whole in after[place : place + 5]):
+                return after[place][0]
+        return None
+
+
+async def under_load(
+    store: RedisUserStore, reader: str, writer: str, harm_after_s: float, harm: object, for_s: float
+) -> Load:
+    """Reads and writes for so long; at `harm_after_s` the harm is done. Times count from the harm."""
+    seen, started_at = Load(), time.perf_counter()
+    harmed_at = started_at + harm_after_s
+
+    async def read() -> None:
+        while time.perf_counter() < started_at + for_s:
+            asked_at = time.perf_counter()
+            user = await store.fetch(reader, NOW)
+            seen.slowest_s = max(seen.slowest_s, time.perf_counter() - asked_at)
+            seen.reads.append((asked_at - harmed_at, not user.degraded))
+            await asyncio.sleep(0.01)
+
+    async def write() -> None:
+        number = 0
+        while time.perf_counter() < started_at + for_s:
+            try:
+                await store.append([BehaviourEvent(writer, f"w_{number}", "click", NOW - 1_000)])
+                seen.acknowledged.append(number)
+            except (StoreUnavailable, StoreFull):
+                seen.n_refused += 1
+            number += 1
+            await asyncio.sleep(0.02)
+
+    async def do_harm() -> None:
+        await asyncio.sleep(harm_after_s)
+        assert callable(harm)
+        await asyncio.to_thread(harm)
+
+    await asyncio.gather(read(), write(), do_harm())
+    return seen
+
+
+def test_behind_sentinels_everything_works(three: Sentinels, tmp_path: Path) -> None:
+    everything_works(three.url, tmp_path)
+
+
+def failover(three: Sentinels, url: str) -> tuple[Load, set[str]]:
+    """What was seen over a kill of the primary, and which events the store has afterwards."""
+    kept: set[str] = set()
+
+    async def main() -> Load:
+        nonlocal kept
+        store = RedisUserStore(replace(SETTINGS, url=url), clock=lambda: NOW)
+        try:
+            await store.append([click("reader")])
+            seen = await under_load(store, "reader", "writer", 1.0, three.primary.kill, 3.0 + ELECTION_S)
+            kept = {one.item for one in (await store.fetch("writer", NOW)).behaviours}
+        finally:
+            await store.close()
+        return seen
+
+    return asyncio.run(main()), kept
+
+
+def test_a8_when_the_primary_is_killed_rankings_go_on_and_are_whole_again_by_themselves(three: Sentinels) -> None:
+    seen, kept = failover(three, three.url)
+    recovered_s = seen.recovered_s()
+    assert recovered_s is not None
+    assert recovered_s < DOWN_AFTER_MS / 1000 + ELECTION_S
+    assert seen.slowest_s < 3 * BUDGET_S
+    assert seen.n_refused > 0
+    # Replication is asynchronous: what was acknowledged in its last moments may be gone, and nothing else.
+    lost = [number for number in seen.acknowledged if f"w_{number}" not in kept]
+    assert len(lost) <= 5, f"{len(lost)} of {len(seen.acknowledged)} acknowledged are gone: {lost}"
+
+
+def test_a8_saboteur_a_fixed_address_never_recovers(three: Sentinels) -> None:
+    seen, _ = failover(three, f"redis://127.0.0.1:{three.primary.port}")
+    assert seen.recovered_s() is None
+
+
+def test_a_cluster_serves_everything_and_has_users_on_all_nodes(nodes: list[Server], tmp_path: Path) -> None:
+    everything_works(cluster_url(nodes), tmp_path)
+    assert all(node.ask("DBSIZE") > 10 for node in nodes)
+    clients = CommandClients(cluster_url(nodes), settings_of(""))
+    assert len(clients.all()) == 3
+    clients.close()
+
+
+def cluster_failover(
+    nodes: list[Server], one_breaker: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Load, list[float]]:
+    """(what users of the killed node saw, when a user of another node was degraded)."""
+    others = list[float]()
+    if one_breaker:
+        monkeypatch.setattr(ClusterClient, "shard_of", lambda *_: "")
+
+    async def main() -> Load:
+        store = RedisUserStore(replace(SETTINGS, url=cluster_url(nodes[1:]), breaker_failures=1), clock=lambda: NOW)
+        assert isinstance(store.reads, ClusterClient)
+        try:
+            await store.fetch("u_1", NOW)
+            slots = store.reads._slots
+            by_port = {slots.node_of(f"daian:1:main:{{u_{n}}}:b"): f"u_{n}" for n in range(200)}
+            victim = by_port["127.0.0.1", nodes[0].port]
+            healthy = by_port["127.0.0.1", nodes[1].port]
+            await store.append([click(victim), click(healthy)])
+            started_at = time.perf_counter()
+
+            async def watch() -> None:
+                while time.perf_counter() < started_at + 5:
+                    asked_at = time.perf_counter()
+                    if (await store.fetch(healthy, NOW)).degraded:
+                        others.append(asked_at - started_at - 1.0)
+                    await asyncio.sleep(0.05)
+
+            watching = asyncio.create_task(watch())
+            seen = await under_load(store, victim, victim, 1.0, nodes[0].kill, 3.0 + ELECTION_S)
+            await watching
+            return seen
+        finally:
+            await store.close()
+
+    return asyncio.run(main()), others
+
+
+def test_a9_a_killed_node_costs_its_own_users_and_them_for_the_election_alone(
+    nodes: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, others = cluster_failover(nodes, False, monkeypatch)
+    recovered_s = seen.recovered_s()
+    assert recovered_s is not None
+    assert recovered_s < NODE_TIMEOUT_MS / 1000 + ELECTION_S
+    assert seen.slowest_s < 3 * BUDGET_S
+    assert len(others) <= 2, f"users of another node were degraded at {others}"
+
+
+def test_a9_saboteur_with_one_breaker_for_all_nodes_everybody_pays(
+    nodes: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, others = cluster_failover(nodes, True, monkeypatch)
+    assert len(others) > 5
+
+
+def test_a_slot_that_moves_is_followed_at_once(nodes: list[Server]) -> None:
+    async def main() -> None:
+        store = RedisUserStore(settings_of(cluster_url(nodes)), clock=lambda: NOW)
+        assert isinstance(store.writes, ClusterClient)
+        try:
+            await store.append([click("u_1")])
+            slot = nodes[0].ask("CLUSTER", "KEYSLOT", "{u_1}")
+            await store.erase("u_1")
+            for node in nodes[:3]:
+                for key in node.ask("CLUSTER", "GETKEYSINSLOT", slot, 10) if node_has(node, slot) else ():
+                    node.ask("DEL", key)
+            target = next(node for node in nodes[1:3] if not node_has(node, slot))
+            for node in [target, *(one for one in nodes[:3] if one is not target)]:
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.ask("CLUSTER", "MYID").decode())
+            assert await store.append([click("u_1", 3)]) == AppendResult(1, 0)
+            assert len((await store.fetch("u_1", NOW)).behaviours) == 1
+            assert store.writes._slots.node_of("{u_1}") == ("127.0.0.1", target.port)
+        finally:
+            await store.close()
+
+    asyncio.run(main())
+
+
+def node_has(node: Server, slot: int) -> bool:
+    port = node.port
+    return any(low <= slot <= high and primary[1] == port for low, high, primary, *_ in node.ask("CLUSTER", "SLOTS"))
