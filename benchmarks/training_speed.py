@@ -60,7 +60,7 @@ def measure(plan: Plan, tell: Callable[[str], None] = print) -> Found:
             *(f"{NAMES[name]} / {PEER}" for name in OURS)]  # fmt: skip
     caption = (
         f"{plan.training_rounds} turns of {plan.training_s:g} s each, medians (quartiles); "
-        f"{plan.training_items:,} items, 50 behaviours, batches of {TERMS.batch_candidates:,} candidates, one core each."
+        f"{plan.training_items:,} items, 50 behaviours, batches of {TERMS.batch_candidates:,}, one core each."
     )
     notes = [f"Peer: {FUXICTR} with {TORCH}", f"Terms: {TERMS}", "DAIAN: its last stage, in which everything learns"]
     return Found("training", "Training", [Table(caption, head, rows)], goals, notes, raw)

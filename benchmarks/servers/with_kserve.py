@@ -4,8 +4,10 @@ Runs in its own environment, see `known`.
 """
 
 import os
+from typing import Any
 
 import kserve  # type: ignore[import-not-found]
+import uvicorn
 from kserve import InferOutput, InferRequest, InferResponse
 
 from benchmarks.servers.graph_files import dtype_of, open_graphs
@@ -28,7 +30,18 @@ class Ranking(kserve.Model):  # type: ignore[misc]
         return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=[output])
 
 
+def listen_on_loopback() -> None:
+    """The server takes a port and no address: it would listen to everyone."""
+    make = uvicorn.Config.__init__
+
+    def made(config: uvicorn.Config, *arguments: Any, **options: Any) -> None:
+        make(config, *arguments, **{**options, "host": "127.0.0.1"})
+
+    uvicorn.Config.__init__ = made  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    listen_on_loopback()
     workers, port = int(os.environ["BENCH_WORKERS"]), int(os.environ["BENCH_PORT"])
     kserve.ModelServer(http_port=port, workers=workers, enable_grpc=False, enable_latency_logging=False).start(
         [Ranking("ranking")]

@@ -1,5 +1,6 @@
-"""How a process that trains takes turns with another one: told a number of seconds, it trains so long and says how far it
-came. Read by both environments: imports the standard library alone.
+"""How a process that trains takes turns with others: told for how many seconds, it says how far it got.
+
+Read by both environments: imports the standard library alone.
 """
 
 import json

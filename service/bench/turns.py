@@ -53,7 +53,7 @@ def in_turns(subjects: Mapping[str, Callable[[], Found]], n_rounds: int, n_warm_
     """
     found: dict[str, list[Found]] = {name: [] for name in subjects}
     for turn in range(n_warm_up + n_rounds):
-        order = list(subjects) if turn % 2 == 0 else list(reversed(subjects))
+        order = list(subjects)[:: 1 if turn % 2 == 0 else -1]
         for name in order:
             value = subjects[name]()
             if turn >= n_warm_up:
