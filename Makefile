@@ -60,8 +60,8 @@ python-venv-package:
 	   echo "Python 3.11 with venv is missing here. Please run this once, then the same make again:"; \
 	   echo "  sudo apt-get install -y python3 python3-venv"; exit 3; fi
 
-check: $(READY)  ## format, lint, types, import rules (under a minute)
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target check-format check-lint check-types check-imports
+check: $(READY)  ## format, lint, types, import rules, Dockerfiles (under a minute)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target check-format check-lint check-types check-imports check-dockerfiles
 
 check-format: $(READY)
 	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check --output-format=concise .; echo "run: $(BIN)/ruff format ."; exit 1; }
@@ -118,6 +118,33 @@ soak: $(READY)  ## a million mutated requests; 1,000 bundle swaps under load: no
 
 ci: check test  ## what CI runs: check, test and a short demo
 	@$(MAKE) --no-print-directory demo ARGS="--short $(ARGS)"
+
+# What ships: exact versions and hashes, at least a week old, so that a stolen account's release is found before it is ours.
+SUPPLY := artifacts/supply
+COOL_DOWN ?= 7 days
+PINNED = $(SUPPLY)/tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --only-binary :all: \
+         --exclude-newer '$(COOL_DOWN)' --no-annotate --custom-compile-command 'make lock' --upgrade
+
+$(SUPPLY)/tools/.ready: pyproject.toml | $(BIN)/pip
+	@$(BIN)/python -m venv $(SUPPLY)/tools
+	@$(SUPPLY)/tools/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.8" "cyclonedx-bom>=7"
+	@touch $@
+
+.PHONY: lock sbom check-dockerfiles
+lock: $(SUPPLY)/tools/.ready  ## pin the serving set anew: deploy/serving.lock, deploy/build.lock
+	@$(PINNED) --output-file deploy/serving.lock pyproject.toml
+	@$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+	  | $(PINNED) --output-file deploy/build.lock -
+
+sbom: $(READY) $(SUPPLY)/tools/.ready  ## what ships, as CycloneDX, and its licences, checked against the list of allowed ones
+	@$(SUPPLY)/tools/bin/cyclonedx-py requirements deploy/serving.lock --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-file $(SUPPLY)/sbom.cdx.json
+	@$(BIN)/python deploy/licences.py deploy/serving.lock > $(SUPPLY)/licences.md
+	@echo "$(SUPPLY)/sbom.cdx.json, $(SUPPLY)/licences.md"
+
+check-dockerfiles: $(READY)
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint service/Dockerfile deploy/*.Dockerfile; \
+	 else echo "NOT CHECKED: hadolint has no wheel for this machine, so nobody looked at the Dockerfiles"; fi
 
 .PHONY: peers
 peers: $(READY)  ## our DIN, DeepFM and DIEN beside those of two public libraries (docs/peers.md)
