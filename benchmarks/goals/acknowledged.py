@@ -94,6 +94,19 @@ async def storm(lab: Lab, service: ServiceProcess, store: EmbeddedStore, ledger:
         await asyncio.gather(*writers)
 
 
+async def until_killed(service: ServiceProcess, ledger: Ledger) -> None:
+    """Writers until a few calls were acknowledged, then one kill of the service and nothing more."""
+    with load_client(service.host, service.port) as client:
+        writers = [asyncio.create_task(write(client, ledger, number)) for number in range(N_WRITERS)]
+        until_s = time.monotonic() + BACK_S
+        while len(ledger.acknowledged) < N_WRITERS * PER_CALL and time.monotonic() < until_s:
+            await asyncio.sleep(0.01)
+        kill_workers(service)
+        for writer in writers:
+            writer.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+
+
 async def found_in(url: str, users: set[str]) -> Counter[Event]:
     """Every behaviour of these users in the store, and how often it is there."""
     store, found = (

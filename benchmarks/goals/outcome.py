@@ -65,11 +65,17 @@ def all_200(what: str, answers: Sequence[Sent]) -> Check:
 
 
 def at_most(what: str, found: float, limit: float, unit: str, kind: Kind = "time") -> Check:
-    return Check(what, f"{found:.3g} {unit}", f"≤ {limit:.3g} {unit}", found <= limit, kind)
+    return Check(what, amount(found, unit), f"≤ {amount(limit, unit)}", found <= limit, kind)
 
 
 def at_least(what: str, found: float, limit: float, unit: str, kind: Kind = "time") -> Check:
-    return Check(what, f"{found:.3g} {unit}", f"≥ {limit:.3g} {unit}", found >= limit, kind)
+    return Check(what, amount(found, unit), f"≥ {amount(limit, unit)}", found >= limit, kind)
+
+
+def amount(value: float, unit: str) -> str:
+    """A number of three digits, thousands apart, with its unit."""
+    shown = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
+    return f"{shown} {unit}".strip()
 
 
 def percentile_ms(seconds: Sequence[float], q: float) -> float:

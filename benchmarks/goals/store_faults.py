@@ -6,8 +6,8 @@ A fault proxy stands between the service and a real server and misbehaves while 
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -94,8 +94,9 @@ async def fill(lab: Lab, client: LoadClient) -> None:
             raise RuntimeError(f"the store took no events: {status}")
 
 
-async def all_faults(lab: Lab, url: str) -> tuple[float, list[Faulted]]:
-    """The capacity and every fault, `n_rounds` times in turn."""
+@asynccontextmanager
+async def behind_proxy(lab: Lab, url: str) -> AsyncIterator[tuple[FaultProxy, LoadClient]]:
+    """A service whose store is behind a fault proxy, with users in it, and a client of the service."""
     async with fault_proxy(url) as proxy:
         stack = ExitStack()
         # In a thread: the service asks the store through the proxy, which lives in this loop.
@@ -103,16 +104,24 @@ async def all_faults(lab: Lab, url: str) -> tuple[float, list[Faulted]]:
         try:
             with pinned(lab.cores()[1:]), load_client(service.host, service.port) as client:
                 await fill(lab, client)
-                capacity = await capacity_of(client, lab.ranks(deadline_ms=2000), lab.sizes.capacity_s)
-                await open_loop(client, [lab.ranking(NORMAL * capacity)], WARM_UP_S, seed=9)
-                found = [
-                    await through(lab, proxy, client, NORMAL * capacity, fault)
-                    for _ in range(lab.sizes.n_rounds)
-                    for fault in FAULTS
-                ]
+                yield proxy, client
         finally:
             await asyncio.to_thread(stack.close)
-    return capacity, found
+
+
+async def one_fault(lab: Lab, url: str, fault: str, per_s: float) -> Faulted:
+    """One fault at a given rate."""
+    async with behind_proxy(lab, url) as (proxy, client):
+        return await through(lab, proxy, client, per_s, fault)
+
+
+async def all_faults(lab: Lab, url: str) -> tuple[float, list[Faulted]]:
+    """The capacity and every fault, `n_rounds` times in turn."""
+    async with behind_proxy(lab, url) as (proxy, client):
+        capacity = await capacity_of(client, lab.ranks(deadline_ms=2000), lab.sizes.capacity_s)
+        await open_loop(client, [lab.ranking(NORMAL * capacity)], WARM_UP_S, seed=9)
+        rounds = [fault for _ in range(lab.sizes.n_rounds) for fault in FAULTS]
+        return capacity, [await through(lab, proxy, client, NORMAL * capacity, fault) for fault in rounds]
 
 
 def fault_checks(fault: str, found: list[Faulted]) -> list[Check]:

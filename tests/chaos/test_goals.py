@@ -1,0 +1,220 @@
+"""The measures of docs/reliability.md with little of everything: what they count holds, and would not unprotected.
+
+`make chaos` and `make soak` measure the same at length. Times are not asked for here: this machine may do other things.
+Each twin takes one protection away and must be seen to fail.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.goals import acknowledged, bit_flips, canaries, overload, restarts, slow_sockets, soak, store_faults
+from benchmarks.goals.lab import LIGHT, PATIENT, PATIENT_MS, Lab, Sizes, open_lab
+from benchmarks.goals.outcome import Outcome
+from service.embedded_store import EmbeddedStore, embedded_store
+from tests.chaos.open_loop import Stream, load_client, open_loop
+
+pytestmark = pytest.mark.e2e
+LITTLE = Sizes(
+    capacity_s=0.6, overload_s=1.5, fault_s=1.0, n_rounds=1, n_restarts=1, n_kills=1, n_store_kills=1, n_slow=40,
+    n_canaries=300, n_flips=60, n_swaps=2, n_soak=600, n_starts=1,
+)  # fmt: skip
+ACK_FIRST = """
+import asyncio
+import service.user_store as module
+_append = module.RedisUserStore.append
+_tasks = set()
+async def _later(self, events, tenant):
+    await asyncio.sleep(0.5)
+    await _append(self, events, tenant)
+async def _ack_first(self, events, tenant=None):
+    task = asyncio.create_task(_later(self, events, tenant))
+    _tasks.add(task)
+    return module.AppendResult(len(events), 0)
+module.RedisUserStore.append = _ack_first
+"""
+NO_ADMISSION = """
+import service.admission as module
+module.Admission.check = lambda *_: None
+"""
+NO_PRIORITY = """
+import service.admission as module
+module.Admission._bearable_s = lambda _, deadline, __: module.SHARE_OF_DEADLINE * deadline.left_s()
+"""
+IDS_IN_LOGS = """
+import service.metrics as module
+module.UserHasher.__call__ = lambda _, user: user
+"""
+LEAK = """
+import service.api.exchange as module
+_finished, _kept = module._finished, []
+def _keeping(exchange, response):
+    _kept.append(bytes(20_000))
+    return _finished(exchange, response)
+module._finished = _keeping
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with open_lab(LITTLE, is_pinned=False) as found:
+        yield replace(found, settings={"DAIAN_DRAIN_S": "0.5"})
+
+
+def counts_not_met(outcome: Outcome) -> list[str]:
+    return [f"{one.what}: {one.found}" for one in outcome.checks if one.kind == "count" and not one.is_met]
+
+
+def surge(lab: Lab, prelude: str = "") -> overload.Overload:
+    with lab.service("surge", prelude=prelude) as service:
+        return asyncio.run(overload.overloaded(lab, service, 4))
+
+
+def test_g1_more_than_it_can_carry_is_refused_and_nothing_breaks(lab: Lab) -> None:
+    found = surge(lab)
+    others = [one.status for one in found.surge if one.status not in (200, 503)]
+    assert (others, [one for one in found.shed if not one.has_retry_after]) == ([], [])
+    assert found.shed
+
+
+def test_g1_without_admission_everyone_is_let_in_and_waits(lab: Lab) -> None:
+    """What comes then is refused behind the queue, when its time is over: nobody is told at once."""
+    shed = [one.seconds for one in surge(lab, NO_ADMISSION).shed]
+    assert min(shed, default=1.0) > 0.02
+
+
+def prefetched(lab: Lab, prelude: str = "") -> tuple[int, int]:
+    """(people, prefetches) answered 200 out of a burst of 60 each that finds a worker busy."""
+
+    async def main(host: str, port: int) -> tuple[int, int]:
+        lines = "x-timeout-ms: 2000"
+        with load_client(host, port) as client:
+            await overload.capacity_of(client, lab.ranks(LIGHT, deadline_ms=2000), 0.3)
+            streams = [
+                Stream(400, lab.ranks(500, lines), "people"),
+                Stream(400, lab.ranks(500, lines, "x-priority: prefetch"), "prefetch"),
+            ]
+            answers = await open_loop(client, streams, LITTLE.overload_s)
+        people, pages = (
+            sum(one.status == 200 for one in answers if one.group == group) for group in ("people", "prefetch")
+        )
+        return people, pages
+
+    with lab.service("g3", prelude=prelude) as service:
+        return asyncio.run(main(service.host, service.port))
+
+
+def test_g3_people_go_first(lab: Lab) -> None:
+    people, pages = prefetched(lab)
+    assert people > 4 * pages
+
+
+def test_g3_without_the_priority_they_do_not(lab: Lab) -> None:
+    people, pages = prefetched(lab, NO_PRIORITY)
+    assert people < 4 * pages
+
+
+def faulted(lab: Lab, name: str) -> store_faults.Faulted:
+    slow = replace(lab, settings={**lab.settings, **PATIENT, "DAIAN_DEADLINE_MS": str(PATIENT_MS)})
+    with embedded_store(lab.folder / name) as url:
+        return asyncio.run(store_faults.one_fault(slow, url, "black hole", 10.0))
+
+
+def test_g4_every_page_is_filled_while_the_store_is_silent(lab: Lab) -> None:
+    found = faulted(lab, "g4")
+    every = [*found.before, *found.during, *found.after]
+    assert {one.status for one in every} == {200}
+    assert found.share_degraded > 0.5
+    assert not found.after[-1].degraded
+
+
+def test_g4_without_the_breaker_each_request_pays_for_the_silence(lab: Lab) -> None:
+    off = {"DAIAN_BREAKER_FAILURES": "100", "DAIAN_REDIS_READ_BUDGET_MS": "1000", "DAIAN_REDIS_TIMEOUT_MS": "1000"}
+    found = faulted(replace(lab, settings=off), "g4-off")
+    degraded = [one.seconds for one in found.during if one.degraded]
+    assert min(degraded) > 0.5
+
+
+def test_g8_workers_are_replaced_and_nobody_notices(lab: Lab) -> None:
+    assert counts_not_met(restarts.rolling_restarts(lab)) == []
+
+
+def test_g9_a_killed_worker_costs_what_it_had_in_hand(lab: Lab) -> None:
+    assert counts_not_met(restarts.workers_killed(lab)) == []
+
+
+def test_g10_what_was_acknowledged_is_there(lab: Lab) -> None:
+    assert counts_not_met(acknowledged.measure(lab)) == []
+
+
+def test_g10_an_acknowledgement_before_the_write_is_found_out(lab: Lab) -> None:
+    store, ledger = EmbeddedStore(lab.folder / "g10-off"), acknowledged.Ledger()
+    store.start()
+    try:
+        settings = {**restarts.TWO_WORKERS, "DAIAN_REDIS_URL": store.url, "DAIAN_WORKERS": "1"}
+        with lab.service("g10-off", settings, prelude=ACK_FIRST) as service:
+            asyncio.run(acknowledged.until_killed(service, ledger))
+        found = asyncio.run(acknowledged.found_in(store.url, {user for user, _ in ledger.sent}))
+    finally:
+        store.stop()
+    lost, *_ = acknowledged.ledger_checks(ledger, found)
+    assert not lost.is_met
+
+
+def test_g11_a_leak_has_a_slope(lab: Lab) -> None:
+    with lab.service("g11", PATIENT, prelude=LEAK) as service:
+        found = asyncio.run(soak.soak(lab, service, LITTLE.n_soak))
+    slope, half = found.slope()
+    assert found.n_failed == 0
+    assert slope - half > 1_000  # 20 kB a request of some 100 MB, over a million
+
+
+def test_g12_slow_sockets_are_closed_and_hold_nobody_up(lab: Lab) -> None:
+    assert counts_not_met(slow_sockets.measure(lab)) == []
+
+
+def test_g12_with_all_the_time_in_the_world_they_stay(lab: Lab) -> None:
+    outcome = slow_sockets.measure(replace(lab, settings={"DAIAN_RECEIVE_TIMEOUT_S": "60"}))
+    assert [line for line in counts_not_met(outcome) if line.startswith("slow sockets that were closed")]
+
+
+def test_g14_no_id_comes_back(lab: Lab) -> None:
+    assert counts_not_met(canaries.measure(lab)) == []
+
+
+def test_g14_an_id_in_the_log_is_found(lab: Lab) -> None:
+    found = canaries.searched(replace(lab, prelude=IDS_IN_LOGS, sizes=replace(LITTLE, n_canaries=100)))
+    assert set(found.leaks) == {"log"}
+
+
+def test_g15_no_flip_is_read_as_data_and_a_careless_reader_takes_them(tmp_path: Path) -> None:
+    found = bit_flips.tried(tmp_path, LITTLE.n_flips)
+    assert (found.n, found.n_silent) == (LITTLE.n_flips, 0)
+    assert found.n_unseen > 0
+
+
+def greedy(lab: Lab, name: str, **off: str) -> Outcome:
+    folder = lab.folder / name
+    folder.mkdir()
+    return overload.greedy_tenant(
+        replace(lab, folder=folder, settings={**PATIENT, "DAIAN_DEADLINE_MS": "60000", **off})
+    )
+
+
+def test_g16_a_greedy_tenant_is_held_back_and_the_others_are_not(lab: Lab) -> None:
+    outcome = greedy(lab, "g16")
+    assert counts_not_met(outcome) == []
+    assert "429 for 0 of" not in outcome.how
+
+
+def test_g16_without_a_quota_nobody_is_held_back(lab: Lab) -> None:
+    assert "429 for 0 of" in greedy(lab, "g16-off", DAIAN_TENANT_RATE="0").how
+
+
+def test_g17_nothing_is_ready_whose_golden_requests_fail(lab: Lab) -> None:
+    n_asked, n_ready = restarts.bad_start(lab)
+    assert n_asked > 0
+    assert n_ready == 0
