@@ -1,9 +1,9 @@
 """Part `http`: throughput and waiting over HTTP, closed and open loop, and how much of the server's time is graphs.
 
-Real uvicorn and a real store. Server efficiency is (answers x seconds of the two graphs alone, in this process, one
-thread) over the processor seconds of the service: 1 would be a server that does nothing but run graphs. The graphs are
-timed between the turns of the load, so that a slower minute slows both. The placements (workers x threads) take turns.
-The client shares the machine with the service: its processor time is part of what the cores do, not of the service's.
+Real uvicorn and a real store. Server efficiency is (answers x processor seconds of the two graphs alone, in this
+process, one thread) over the processor seconds of the service: 1 would be a server that does nothing but run graphs.
+The graphs are timed between the turns of the load, so that a slower minute slows both. The placements (workers x
+threads) take turns. The client shares the machine with the service: its processor time is part of what the cores do, not of the service's.
 """
 
 import time
@@ -46,11 +46,13 @@ class Turns:
     tail: list[float] = field(default_factory=list)
     n_failed: int = 0
     n_degraded: int = 0
+    first_failure: str = ""
 
     def count(self, load: Load) -> None:
         """Answers that were not whole."""
         self.n_failed += load.n_failed
         self.n_degraded += load.n_degraded
+        self.first_failure = self.first_failure or load.first_failure
 
 
 def measure(plan: Plan, tell: Callable[[str], None] = print) -> Found:
@@ -93,7 +95,7 @@ def _start(stack: ExitStack, root: Path, folder: Path, scene: Scene, tell: Calla
 def _closed_turn(
     turns: Turns, served: Served, requests: list[bytes], scorer: Scorer, inputs: ModelInputs, seconds: float
 ) -> None:
-    timed = seconds_of(lambda: scores_of_pair(scorer, inputs))
+    timed = seconds_of(lambda: scores_of_pair(scorer, inputs), time.thread_time)
     alone = [timed() for _ in range(GRAPH_TIMES)]
     cpu_before_s = served.cpu_s()
     load = run(closed_loop(served.port, requests, CONNECTIONS, seconds))
@@ -147,4 +149,5 @@ def _report(found: dict[tuple[str, int], Turns], sizes: list[int], plan: Plan) -
         opened,
     )
     raw = {f"{label}, N = {n}": vars(turns) for (label, n), turns in found.items()}
-    return Found("http", "Over HTTP", [first, second], goals, [], raw)
+    notes = [f"{label}, N = {n}, first failure: {t.first_failure}" for (label, n), t in found.items() if t.n_failed]
+    return Found("http", "Over HTTP", [first, second], goals, notes, raw)

@@ -1,7 +1,8 @@
 """Part `stages`: where the time of one request goes, by the service's own stage timer (the Server-Timing header).
 
 One visitor, one worker with one thread, real HTTP and a real store; pages of each kind in turn. What the timer cannot
-see (the server around the handler, the wire, the client) is the difference to the time that the client saw.
+see (the server around the handler, the wire, the client) is the difference to the time that the client saw; time in no
+stage is reading the body, the hand-over to the worker thread and waiting for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,6 +82,8 @@ def stage_table(kind: str, found: dict[str, list[float]], load: Load) -> Table:
     for name, values in found.items():
         share = "" if name == "total" else f"{100 * float(np.median(share_of(found, (name,)))):.1f} %"
         rows.append([name, Spread.of([1000 * value for value in values]).shown(), share])
+    between = [total - sum(parts) for *parts, total in zip(*found.values(), strict=True)]
+    rows.append(["of which in no stage", Spread.of([1000 * value for value in between]).shown(), ""])
     client = Spread.of([1e6 * value for value in load.seconds])
     rows.append(["seen by the client", client.shown(), ""])
     counts = f"{len(load.seconds)} answers, {load.n_degraded} of them degraded, {load.n_failed} failed"

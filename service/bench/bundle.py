@@ -168,14 +168,16 @@ def _size(
 
 
 def _alone(encoder: Encoder, scorer: Scorer, row: Row) -> dict[str, float]:
-    """Seconds of the parts in this process, medians of a few turns."""
+    """Processor seconds of the parts in this process, medians of a few turns."""
     batch = RequestBatch.from_rows([row])
     inputs: ModelInputs = encoder.encode(batch)
     state = scorer.encode_request(inputs)
     subjects = {
-        "encode": seconds_of(lambda: encoder.encode(batch)),
-        "request_graph": seconds_of(lambda: scorer.encode_request(inputs)),
-        "candidate_graph": seconds_of(lambda: scorer.score(state, inputs, Deadline.after_ms(LONG_MS))),
+        "encode": seconds_of(lambda: encoder.encode(batch), time.thread_time),
+        "request_graph": seconds_of(lambda: scorer.encode_request(inputs), time.thread_time),
+        "candidate_graph": seconds_of(
+            lambda: scorer.score(state, inputs, Deadline.after_ms(LONG_MS)), time.thread_time
+        ),
     }
     return {name: Spread.of(values).median for name, values in in_turns(subjects, 7).items()}
 
