@@ -3,7 +3,7 @@
 Real uvicorn and a real store. Server efficiency is (answers x processor seconds of the two graphs alone, in this
 process, one thread) over the processor seconds of the service: 1 would be a server that does nothing but run graphs.
 The graphs are timed between the turns of the load, so that a slower minute slows both. The placements (workers x
-threads) take turns. The client shares the machine with the service: its processor time is part of what the cores do, not of the service's.
+threads) take turns. The client shares the machine with the service, and its time is not in the service's.
 """
 
 import time
