@@ -20,7 +20,7 @@ from tests.small_bundle import write_small_bundle
 N_CANDIDATES = 500
 N_USERS = 40
 PATIENT_MS = 60_000  # where the question is not how busy this machine is
-PATIENT = {"DAIAN_MAX_DEADLINE_MS": str(PATIENT_MS)}
+PATIENT = {"DAIAN_MAX_DEADLINE_MS": str(PATIENT_MS), "DAIAN_DEADLINE_MS": str(PATIENT_MS)}
 LIGHT = 50  # candidates where not the work counts but whether it is answered
 
 
@@ -92,6 +92,10 @@ class Lab:
             )
             for number in range(N_USERS)
         ]
+
+    def unhurried(self) -> list[bytes]:
+        """Rank requests with time to wait, by which the capacity is measured: none is refused for its deadline."""
+        return self.ranks(N_CANDIDATES, "x-timeout-ms: 2000")
 
     def ranking(self, per_s: float, n_candidates: int = N_CANDIDATES, *lines: str, group: str = "") -> Stream:
         return Stream(per_s, self.ranks(n_candidates, *lines), group)

@@ -67,7 +67,7 @@ async def overloaded(lab: Lab, service: ServiceProcess, times: float) -> Overloa
     """Capacity, a normal load, `times` the capacity, and the normal load again."""
     sizes = lab.sizes
     with load_client(service.host, service.port) as client:
-        per_s = await capacity_of(client, lab.ranks(deadline_ms=2000), sizes.capacity_s)
+        per_s = await capacity_of(client, lab.unhurried(), sizes.capacity_s)
         before = await open_loop(client, [lab.ranking(NORMAL * per_s)], sizes.fault_s, seed=1)
         surge = await open_loop(client, [lab.ranking(times * per_s)], sizes.overload_s, seed=2)
         after = await open_loop(client, [lab.ranking(NORMAL * per_s)], 1.0 + sizes.fault_s, seed=3)
@@ -119,7 +119,7 @@ def prefetches(lab: Lab) -> Outcome:
 
     async def main(service: ServiceProcess) -> tuple[float, list[Sent]]:
         with load_client(service.host, service.port) as client:
-            per_s = await capacity_of(client, lab.ranks(deadline_ms=2000), lab.sizes.capacity_s)
+            per_s = await capacity_of(client, lab.unhurried(), lab.sizes.capacity_s)
             people = lab.ranking(PEOPLE * per_s, group="people")
             pages = lab.ranking(10 * PEOPLE * per_s, N_CANDIDATES, "x-priority: prefetch", group="prefetch")
             return per_s, await open_loop(client, [people, pages], lab.sizes.overload_s, seed=4)

@@ -70,7 +70,7 @@ async def replaced(service: ServiceProcess, pid: int, number: int) -> float:
     )
 
 
-def rolling_restarts(lab: Lab) -> Outcome:
+def rolling_restarts(lab: Lab, n_retries: int = 0) -> Outcome:
     """G8: one rolling restart replaces both workers, one after the other, by SIGTERM."""
 
     async def main(service: ServiceProcess) -> list[Sent]:
@@ -79,13 +79,13 @@ def rolling_restarts(lab: Lab) -> Outcome:
                 for pid in sorted(service.workers()):
                     await replaced(service, pid, signal.SIGTERM)
 
-        return await beside(lab, service, act)
+        return await beside(lab, service, act, n_retries)
 
-    with lab.service("g8", TWO_WORKERS) as service:
+    with lab.service("g8", {**TWO_WORKERS, "DAIAN_DRAIN_S": "3"}) as service:
         answers = asyncio.run(main(service))
     how = (
         f"two workers behind one socket, each in turn told to stop by SIGTERM and replaced, {lab.sizes.n_restarts} "
-        f"times, under at most {PER_S:g} requests a second on keep-alive connections without retries"
+        f"times, under at most {PER_S:g} requests a second on keep-alive connections, {n_retries} retries"
     )
     return Outcome(how, [all_200("requests not answered 200", answers)])
 

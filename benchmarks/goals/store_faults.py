@@ -118,7 +118,7 @@ async def one_fault(lab: Lab, url: str, fault: str, per_s: float) -> Faulted:
 async def all_faults(lab: Lab, url: str) -> tuple[float, list[Faulted]]:
     """The capacity and every fault, `n_rounds` times in turn."""
     async with behind_proxy(lab, url) as (proxy, client):
-        capacity = await capacity_of(client, lab.ranks(deadline_ms=2000), lab.sizes.capacity_s)
+        capacity = await capacity_of(client, lab.unhurried(), lab.sizes.capacity_s)
         await open_loop(client, [lab.ranking(NORMAL * capacity)], WARM_UP_S, seed=9)
         rounds = [fault for _ in range(lab.sizes.n_rounds) for fault in FAULTS]
         return capacity, [await through(lab, proxy, client, NORMAL * capacity, fault) for fault in rounds]
