@@ -26,7 +26,7 @@ from benchmarks.page import Found, Goal, Table
 from benchmarks.plan import Plan
 from benchmarks.scene import Scene
 from benchmarks.servers.graph_files import FOLDER, KIND
-from benchmarks.servers.known import LEFT_OUT, SERVERS, ModelServer, environment
+from benchmarks.servers.known import LEFT_OUT, SERVERS, ModelServer, environment, installed
 from benchmarks.shop_load import check_whole, pages, send_behaviours
 from service.bench.asking import Load, LoadError, ask_once, closed_loop, post, run
 from service.bench.served import BenchError, Placement, Served, last_words, serving, stop, tree, wait_until_ready
@@ -50,13 +50,15 @@ class Turn(NamedTuple):
     per_s: float
     p50_ms: float
     p99_ms: float
+    n_bad: int
 
     @classmethod
-    def of(cls, load: Load) -> "Turn":
-        """Raises LoadError where there was no good answer, or one was refused or not whole."""
-        if load.n_failed or load.n_degraded:
+    def of(cls, load: Load, allowed: float) -> "Turn":
+        """Raises LoadError where more than this share of the answers was refused or not whole."""
+        n_bad = load.n_failed + load.n_degraded
+        if n_bad > allowed * (len(load.seconds) + load.n_failed):
             raise LoadError(f"{load.n_failed} failed, {load.n_degraded} not whole: {load.first_failure}")
-        return cls(load.per_s, load.ms(50), load.ms(99))
+        return cls(load.per_s, load.ms(50), load.ms(99), n_bad)
 
 
 class Compared(NamedTuple):
@@ -65,6 +67,7 @@ class Compared(NamedTuple):
     turns: dict[tuple[str, Case], list[Turn]]
     pss_mb: dict[str, float]
     trouble: str = ""
+    version: str = ""
 
 
 def measure(plan: Plan, tell: Callable[[str], None] = print) -> Found:
@@ -126,7 +129,7 @@ def _compare(
             tell(f"{server.name}: round {number + 1} of {plan.server_rounds}")
     except (BenchError, LoadError, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
         return Compared({}, {}, _reason(error))
-    return found
+    return found._replace(version=installed(server, python))
 
 
 def _reason(error: Exception) -> str:
@@ -142,7 +145,7 @@ def _loads(
     for n in requests:
         run(closed_loop(port, requests[n], max(CONNECTIONS), plan.warm_up_s))
     for n, connections in cases:
-        turn = Turn.of(run(closed_loop(port, requests[n], connections, plan.load_s)))
+        turn = Turn.of(run(closed_loop(port, requests[n], connections, plan.load_s)), plan.allowed_bad)
         found.turns.setdefault((subject, (n, connections)), []).append(turn)
 
 
@@ -208,6 +211,7 @@ def _report(compared: Mapping[str, Compared], cases: list[Case], plan: Plan) -> 
     tables.append(Table("Memory of the servers' processes (PSS), MB.", ["server", *KINDS], memory))
     notes = [f"{name} is not in the tables: {found.trouble}" for name, found in compared.items() if found.trouble]
     notes += [f"{name} is not in the tables: {why}" for name, why in LEFT_OUT.items()]
+    notes.append("Servers: " + ", ".join(found.version for found in compared.values() if found.version))
     notes.append(f"{plan.server_rounds} rounds, {plan.load_s:g} s a load, {WORKERS} processes each")
     raw: dict[str, Any] = {
         name: {f"{subject} {case}": turns for (subject, case), turns in found.turns.items()}
@@ -227,12 +231,15 @@ def _table(compared: Mapping[str, Compared], case: Case) -> Table:
             theirs = found.turns[kind, case]
             rows.append([f"{name}, {kind}", *_shown(theirs), _gain(ours, theirs).shown()])
     caption = f"{case[0]} candidates, {case[1]} connection{'s' if case[1] > 1 else ''}."
-    head = ["server", "answers/s", "p50, ms", "p99, ms", "daian's answers / its answers"]
+    head = ["server", "answers/s", "p50, ms", "p99, ms", "failed or not whole", "daian's answers / its answers"]
     return Table(caption, head, rows)
 
 
 def _shown(turns: list[Turn]) -> list[str]:
-    return [Spread.of([turn[place] for turn in turns]).shown() for place in range(3)]
+    return [
+        *(Spread.of([turn[place] for turn in turns]).shown() for place in range(3)),
+        str(sum(t.n_bad for t in turns)),
+    ]
 
 
 def _gain(ours: list[Turn], theirs: list[Turn]) -> Spread:

@@ -32,6 +32,7 @@ class Plan:
     training_s: float = 10.0
     servers: tuple[str, ...] = ()  # all that are known
     server_rounds: int = 3
+    allowed_bad: float = 0.01  # share of the answers of a load that may be refused or not whole
 
     @property
     def bundles(self) -> Path:
@@ -58,4 +59,5 @@ QUICK = Plan(
     training_rounds=2,
     training_s=1.0,
     server_rounds=1,
+    allowed_bad=1.0,
 )

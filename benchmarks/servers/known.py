@@ -5,6 +5,7 @@ server's own docs send: plain JSON, or the open inference protocol (V2) as JSON.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ SERVERS: dict[str, ModelServer] = {
     server.name: server
     for server in (
         ModelServer("LitServe", ("litserve==0.2.19",), _module("with_litserve"), "/predict", "/health", plain, _named),
-        ModelServer("BentoML", ("bentoml==1.4.40",), _BENTO, "/rank", "/readyz", as_argument, _bare),
+        ModelServer("BentoML", ("bentoml>=1.4,<1.5",), _BENTO, "/rank", "/readyz", as_argument, _bare),
         ModelServer("MLServer", ("mlserver==1.7.1", "uvloop<0.20"), _module("with_mlserver"), *_V2),
         ModelServer("KServe", ("kserve==0.21.0",), _module("with_kserve"), *_V2),
         ModelServer("Ray Serve", ("ray[serve]==2.60.0",), _module("with_ray"), "/rank", "/-/healthz", plain, _named),
@@ -106,6 +107,14 @@ LEFT_OUT = {
     "TorchServe": "needs a Java runtime, and its last release is of 2024",
     "pytriton": "has no ONNX backend of its own and needs the Python that it was built for",
 }
+
+
+def installed(server: ModelServer, python: Path) -> str:
+    """`name version` of the server itself, as its environment has it."""
+    name = re.split(r"[\[=<>~]", server.packages[0])[0]
+    code = f"from importlib.metadata import version; print(version({name!r}))"
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    return f"{server.name} {done.stdout.strip()}"
 
 
 def environment(server: ModelServer, folder: Path) -> Path:

@@ -27,7 +27,7 @@ class Ranking(kserve.Model):  # type: ignore[misc]
         given = {one.name: one.as_numpy().astype(dtype_of(one.name)) for one in payload.inputs}
         output = InferOutput(name="logits", shape=[len(given["candidate_similarity"])], datatype="FP32")
         output.set_data_from_numpy(self._graphs(given), binary_data=False)
-        return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=[output])
+        return InferResponse(response_id=payload.id or "page", model_name=self.name, infer_outputs=[output])
 
 
 def listen_on_loopback() -> None:
