@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.goals.lab import PATIENT, Lab
 from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, percentile_ms
 from benchmarks.goals.overload import patient_stream
-from tests.chaos.open_loop import Sent, Stream, get, load_client, open_loop
+from tests.chaos.open_loop import Sent, get, load_client, open_loop
 from tests.chaos.service_process import ServiceProcess
 
 PER_S = 100.0
