@@ -98,6 +98,8 @@ def workers_killed(lab: Lab) -> Outcome:
         async def act(client: LoadClient) -> None:
             for turn in range(lab.sizes.n_kills):
                 pid = sorted(service.workers())[turn % 2]
+                while not client.n_in_flight:  # a kill between two requests would show nothing
+                    await asyncio.sleep(0.001)
                 killed.n_kills += 1
                 killed.n_in_flight += client.n_in_flight
                 killed.seconds_to_full.append(await replaced(service, pid, signal.SIGKILL))
