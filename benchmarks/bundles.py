@@ -11,6 +11,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import faiss
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from models_export.index import build_index, write_index
 from service.contract.bundle import Bundle, current_path, point_to, read_bundle, write_bundle
 from service.contract.encoder import Encoder, EncoderSizes
 from service.contract.errors import BundleError
+from service.settings import usable_cores
 from training.models import MODELS, build_model
 
 SOURCES = ("models_export", "service/contract", "training/models", "training/layers", "benchmarks/scene.py")
@@ -78,7 +80,12 @@ def _write(scene: Scene, name: str, root: Path) -> Bundle:
 
 
 def _fill_index(encoder: Encoder, folder: Path) -> None:
-    built = build_index(encoder.catalogue)
+    """On all cores: nothing is timed yet, and a million items keep one core busy for long."""
+    faiss.omp_set_num_threads(usable_cores())
+    try:
+        built = build_index(encoder.catalogue)
+    finally:
+        faiss.omp_set_num_threads(1)
     assert built is not None, "every item of a scene has a vector"
     write_index(built[0], folder)
 
