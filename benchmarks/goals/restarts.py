@@ -22,6 +22,7 @@ from tests.small_bundle import write_small_bundle
 PER_S = 120.0  # light requests: what counts is whether they are answered
 WORKER_S = 60.0
 SETTLE_S = 1.0
+SWAP_S = 120.0  # the trial starts an interpreter, and gives up by itself
 SETTLED_SWAPS = 20
 TWO_WORKERS = {**PATIENT, "DAIAN_WORKERS": "2"}
 VERSIONS = ("v1", "v2", "v3")
@@ -184,7 +185,7 @@ def swaps(lab: Lab) -> Outcome:
             with load_client(service.host, admin) as operator:
                 for turn in range(lab.sizes.n_swaps):
                     body = {"version": VERSIONS[(turn + 1) % len(VERSIONS)]}
-                    reply = await operator.ask(post("/v1/admin/models/daian:promote", body))
+                    reply = await operator.ask(post("/v1/admin/models/daian:promote", body), SWAP_S)
                     if reply.status != 200:
                         raise RuntimeError(f"a swap was refused: {reply.body.decode()}")
                     memory.append(service.resident_bytes())

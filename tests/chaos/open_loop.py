@@ -79,13 +79,13 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(exc or ConnectionResetError("closed before an answer"))
 
-    async def ask(self, request: bytes) -> Reply:
+    async def ask(self, request: bytes, patience_s: float = PATIENCE_S) -> Reply:
         """Raises OSError when the connection ends before the answer does, TimeoutError when none comes."""
         if not self.is_open or self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("closed already")
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await asyncio.wait_for(self._waiter, PATIENCE_S)
+        return await asyncio.wait_for(self._waiter, patience_s)
 
     def close(self) -> None:
         self.is_open = False
@@ -103,12 +103,12 @@ class LoadClient:
         self._free: list[Connection] = []
         self._places = asyncio.Semaphore(most)
 
-    async def ask(self, request: bytes) -> Reply:
+    async def ask(self, request: bytes, patience_s: float = PATIENCE_S) -> Reply:
         """One request, one try. Raises OSError or TimeoutError when no answer comes."""
         async with self._places:
             connection = await self._connection()
             try:
-                reply = await connection.ask(request)
+                reply = await connection.ask(request, patience_s)
             except BaseException:
                 connection.close()
                 raise
