@@ -6,6 +6,7 @@ that nobody accepts. Called by `__main__.py`. Kills only workers of services tha
 
 import asyncio
 import os
+import select
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -71,6 +72,16 @@ async def replaced(service: ServiceProcess, pid: int, number: int) -> float:
     )
 
 
+async def ended(pid: int) -> None:
+    """Returns once the process is dead, its connections closed: until then it may be given more requests."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        while not select.select([descriptor], [], [], 0)[0]:
+            await asyncio.sleep(0.001)
+    finally:
+        os.close(descriptor)
+
+
 def rolling_restarts(lab: Lab, n_retries: int = 0) -> Outcome:
     """G8: one rolling restart replaces both workers, one after the other, by SIGTERM."""
 
@@ -102,8 +113,11 @@ def workers_killed(lab: Lab) -> Outcome:
                 while not client.n_in_flight:  # a kill between two requests would show nothing
                     await asyncio.sleep(0.001)
                 killed.n_kills += 1
-                killed.n_in_flight += client.n_in_flight
-                killed.seconds_to_full.append(await replaced(service, pid, signal.SIGKILL))
+                n_before, n_begun = client.n_in_flight, client.n_begun
+                replacing = asyncio.ensure_future(replaced(service, pid, signal.SIGKILL))
+                await ended(pid)
+                killed.n_in_flight += n_before + client.n_begun - n_begun
+                killed.seconds_to_full.append(await replacing)
 
         return await beside(lab, service, act, n_retries=1)
 

@@ -98,6 +98,7 @@ class LoadClient:
 
     def __init__(self, host: str, port: int, n_retries: int = 0, most: int = MOST_CONNECTIONS) -> None:
         self.n_in_flight = 0
+        self.n_begun = 0
         self._address = (host, port)
         self._n_retries = n_retries
         self._free: list[Connection] = []
@@ -121,6 +122,7 @@ class LoadClient:
     async def send(self, request: bytes, due_s: float, started_s: float, group: str = "") -> Sent:
         """One request of a load, tried again after a broken connection as often as this client may."""
         self.n_in_flight += 1
+        self.n_begun += 1
         n_broken, reply = 0, None
         try:
             while reply is None and n_broken <= self._n_retries:
