@@ -43,7 +43,7 @@ def test_a_closed_loop_takes_every_request_and_counts_every_answer() -> None:
 
     async def handle(body: bytes) -> bytes:
         seen.append(body)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.006)
         return OK
 
     load = run(with_server(handle, lambda port: closed_loop(port, [post("/", b"a"), post("/", b"bb")], 2, 0.3)))
@@ -51,7 +51,7 @@ def test_a_closed_loop_takes_every_request_and_counts_every_answer() -> None:
     assert len(load.seconds) == len(seen) == len(load.stages) > 4
     assert set(seen) == {b"a", b"bb"}
     assert load.n_failed == load.n_degraded == 0
-    assert min(load.seconds) >= 0.002
+    assert min(load.seconds) > 0.003  # uvloop's timers go by whole milliseconds of a clock read once a turn
     assert load.per_s == pytest.approx(len(seen) / load.wall_s)
 
 
