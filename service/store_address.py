@@ -46,8 +46,12 @@ def parse_address(url: str) -> StoreAddress:
     Raises:
         ValueError: another scheme, a query (limits are set by settings alone), or a part that is missing or too much.
     """
+    # The first address stands for all: urlsplit knows one host, and brackets of a second one are an error to it.
+    scheme, _, rest = url.partition("://")
+    places_end = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    credentials, at, places = rest[:places_end].rpartition("@")
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"{scheme}://{credentials}{at}{places.split(',')[0]}{rest[places_end:]}")
     except ValueError as error:
         raise ValueError("the store's URL cannot be read: look at the brackets of its IPv6 addresses") from error
     if parts.scheme not in _SCHEMES:
@@ -62,7 +66,6 @@ def parse_address(url: str) -> StoreAddress:
         )
     if mode == "standalone":
         return StoreAddress(mode, is_tls)
-    credentials, _, places = parts.netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     service, db = _service_and_db(parts, mode)
     port = SENTINEL_PORT if mode == "sentinel" else REDIS_PORT
