@@ -9,7 +9,7 @@ environment, never connects by itself.
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import redis
 import redis.asyncio
@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from service.store_address import StoreAddress, parse_address
+from service.store_address import StoreAddress, parse_address, split_url
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def with_password(url: str, password: str | None) -> str:
     """
     if password is None:
         return url
-    parts = urlsplit(url)
-    if parts.password:
+    scheme, credentials, places, behind = split_url(url)
+    user, _, own = credentials.partition(":")
+    if own:
         raise ValueError("the store's URL has a password and another one is set: keep one of them")
-    user, at, place = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user.removesuffix(':') if at else ''}:{quote(password, safe='')}@{place}").geturl()
+    return f"{scheme}://{user}:{quote(password, safe='')}@{places}{behind}"
 
 
 def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":

@@ -40,18 +40,26 @@ class StoreAddress:
     password: str | None = None
 
 
+def split_url(url: str) -> tuple[str, str, str, str]:
+    """(scheme, user:password, host:port[,host:port], what stands behind them).
+
+    Not `urlsplit`: that knows one host, and newer Pythons refuse the brackets of a second one.
+    """
+    scheme, _, rest = url.partition("://")
+    end = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    credentials, _, places = rest[:end].rpartition("@")
+    return scheme, credentials, places, rest[end:]
+
+
 def parse_address(url: str) -> StoreAddress:
     """The address in a URL.
 
     Raises:
         ValueError: another scheme, a query (limits are set by settings alone), or a part that is missing or too much.
     """
-    # The first address stands for all: urlsplit knows one host, and brackets of a second one are an error to it.
-    scheme, _, rest = url.partition("://")
-    places_end = min((rest.index(mark) for mark in "/?#" if mark in rest), default=len(rest))
-    credentials, at, places = rest[:places_end].rpartition("@")
+    scheme, credentials, places, behind = split_url(url)
     try:
-        parts = urlsplit(f"{scheme}://{credentials}{at}{places.split(',')[0]}{rest[places_end:]}")
+        parts = urlsplit(f"{scheme}://{credentials}@{places.split(',')[0]}{behind}")
     except ValueError as error:
         raise ValueError("the store's URL cannot be read: look at the brackets of its IPv6 addresses") from error
     if parts.scheme not in _SCHEMES:

@@ -176,6 +176,11 @@ def test_a_password_from_elsewhere_reaches_the_connection(url: str, username: st
     client.close()
 
 
+def test_a_password_from_elsewhere_reaches_every_node_by_ipv6_too() -> None:
+    address = parse_address(with_password("redis+cluster://rank@[::1]:1,[::2]", "hush"))
+    assert (address.user, address.password, address.nodes) == ("rank", "hush", (("::1", 1), ("::2", 6379)))
+
+
 def test_two_passwords_are_refused_without_being_named() -> None:
     with pytest.raises(ValueError, match="keep one") as refused:
         with_password("redis://:hush@store", "secret")
