@@ -443,7 +443,7 @@ def test_a12_an_exhausted_pool_is_given_up_after_its_wait(url: str) -> None:
     on_proxy(url, test)
 
 
-def test_writes_say_so_when_the_store_is_away_and_work_again_when_it_is_back(url: str) -> None:
+def test_writes_say_so_when_the_store_is_away_and_work_again_within_a_second(url: str) -> None:
     events = [BehaviourEvent(f"w_{number}", "i", "click", NOW - 1_000) for number in range(40)]
 
     async def test(proxy: FaultProxy) -> None:
@@ -463,7 +463,7 @@ def test_writes_say_so_when_the_store_is_away_and_work_again_when_it_is_back(url
                     break
                 except StoreUnavailable:
                     await asyncio.sleep(0.01)
-            assert time.perf_counter() - started < 4.0  # goal G4 measures the second; a busy machine may not have it
+            assert time.perf_counter() - started < 1.0
             assert result.duplicates == 40
 
     on_proxy(url, test)
