@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from service.contract.rules import SimilarityScale
-from training.data.dataset import open_catalogue, open_dataset, split_files
-from training.data.request_files import read_requests
+from training.data.dataset import open_dataset
 from training.metrics import js_divergence
 from training.report_cells import spread
 from training.scores import Scored
-from training.truth import ORACLES, Truth, intent_to_truth, share_of_oracle
+from training.truth import ORACLES, Truth, clicked_levels, intent_to_truth, share_of_oracle
 
 
 def beside_truth(scored: Sequence[Scored], truth: Truth) -> dict[str, Any]:
@@ -44,20 +42,14 @@ def beside_truth(scored: Sequence[Scored], truth: Truth) -> dict[str, Any]:
 
 def constant_intents(data_folder: Path) -> dict[str, Float64[np.ndarray, " S"]]:
     """The constants by name, at the data set's own number of levels; no `training_mean` without a usable click."""
-    dataset, catalogue = open_dataset(data_folder), open_catalogue(data_folder)
-    scale = SimilarityScale(*(dataset.similarity_range or (0.0, 1.0)), dataset.n_levels)
-    total = np.zeros(dataset.n_levels)
-    for path in split_files(data_folder, "train"):
-        for batch, clicks in read_requests(path):
-            clicked = clicks == 1
-            owner = batch.candidate_request[clicked]
-            trigger = catalogue.rows(batch.trigger.tolist())[owner]
-            level = scale.level(catalogue.similarity(trigger, catalogue.rows(batch.candidate[clicked].tolist())))
-            cell = owner[level > 0] * dataset.n_levels + level[level > 0] - 1
-            counted = np.bincount(cell, minlength=batch.n_requests * dataset.n_levels).reshape(batch.n_requests, -1)
-            labelled = counted[counted.sum(axis=1) > 0]
-            total += (labelled / labelled.sum(axis=1, keepdims=True)).sum(axis=0)
-    found = {"uniform": np.full(dataset.n_levels, 1 / dataset.n_levels)}
+    n_levels = open_dataset(data_folder).n_levels
+    total = np.zeros(n_levels)
+    for batch, owner, level in clicked_levels(data_folder):
+        counted = np.bincount(owner * n_levels + level - 1, minlength=batch.n_requests * n_levels)
+        labels = counted.reshape(batch.n_requests, -1)
+        labelled = labels[labels.sum(axis=1) > 0]
+        total += (labelled / labelled.sum(axis=1, keepdims=True)).sum(axis=0)
+    found = {"uniform": np.full(n_levels, 1 / n_levels)}
     return found | ({"training_mean": total / total.sum()} if total.sum() else {})
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float64, Int64
 
+from service.contract.requests import RequestBatch
 from service.contract.rules import SimilarityScale
 from training.data.dataset import Split, open_catalogue, open_dataset, split_files
 from training.data.errors import DataError
@@ -235,7 +236,8 @@ def _by_clicks(
     n_levels = open_dataset(data_folder).n_levels
     codes, inverse = np.unique(user, return_inverse=True)
     counts = np.zeros((len(codes), n_levels), dtype=np.int64)
-    for owner, level in _clicked_levels(data_folder):
+    for batch, request, level in clicked_levels(data_folder):
+        owner = group_codes(batch)[0][request]
         place = np.minimum(np.searchsorted(codes, owner), len(codes) - 1)
         known = codes[place] == owner
         np.add.at(counts, (place[known], level[known] - 1), 1)
@@ -245,8 +247,10 @@ def _by_clicks(
     return is_specific[inverse], is_broad[inverse]
 
 
-def _clicked_levels(data_folder: Path) -> Iterator[tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]]:
-    """User code and similarity level of every click of the training days that can be compared, batch by batch."""
+def clicked_levels(
+    data_folder: Path,
+) -> Iterator[tuple[RequestBatch, Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]]:
+    """Of every batch of the training days, the request and similarity level of each click that can be compared."""
     dataset, catalogue = open_dataset(data_folder), open_catalogue(data_folder)
     low, high = dataset.similarity_range or (0.0, 1.0)
     scale = SimilarityScale(low, high, dataset.n_levels)
@@ -256,7 +260,7 @@ def _clicked_levels(data_folder: Path) -> Iterator[tuple[Int64[np.ndarray, " K"]
             owner = batch.candidate_request[clicked]
             trigger = catalogue.rows(batch.trigger.tolist())[owner]
             level = scale.level(catalogue.similarity(trigger, catalogue.rows(batch.candidate[clicked].tolist())))
-            yield group_codes(batch)[0][owner][level > 0], level[level > 0]
+            yield batch, owner[level > 0], level[level > 0]
 
 
 def _flat(table: pa.Table, name: str) -> np.ndarray:
