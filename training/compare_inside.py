@@ -17,9 +17,9 @@ from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
 from service.contract.rules import HistoryRules
 from training.counts import ITEM_PRIOR
-from training.data.batches import Batch, Position, to_batch
+from training.data.batches import Batch, Position, in_budget, like_shapes, to_batch
 from training.data.dataset import Split, split_files
-from training.data.pools import encode_labelled
+from training.data.pools import RawPool
 from training.data.request_files import read_requests
 from training.scores import Scored, score_batches
 from training.split_facts import Candidates, TrainingDays
@@ -28,7 +28,8 @@ from training.truth import Truth
 COLD_BELOW = int(ITEM_PRIOR)
 SPECIFIC = 0.5  # share of a request's intent in the highest level, and in the two lowest for a broad one
 _SEED = 0
-_BATCH_REQUESTS = 256
+_BATCH_REQUESTS = 2048
+_BATCH_CANDIDATES = 4096
 
 
 @torch.no_grad()
@@ -92,7 +93,10 @@ def permuted_trigger_scores(model: Any, encoder: Encoder, data_folder: Path, spl
 
 def _permuted_batches(encoder: Encoder, data_folder: Path, split: Split) -> Iterator[Batch]:
     for permuted, clicks in permuted_requests(encoder.rules, data_folder, split):
-        yield to_batch(encode_labelled(permuted, clicks, encoder), Position())
+        pool = RawPool(permuted, clicks, encoder)
+        order = like_shapes(pool.n_behaviours, pool.n_candidates, _BATCH_CANDIDATES)
+        for part in in_budget(order, pool.n_candidates[order], _BATCH_CANDIDATES):
+            yield to_batch(pool.take(part), Position())
 
 
 def permuted_requests(

@@ -39,7 +39,7 @@ class DataConfig:
     batch_candidates: int = 4096
     page_candidates: int = 0
     validation_every: int = 1
-    evaluation_candidates: int = 8192
+    evaluation_candidates: int = 2048
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ of all files, takes them in pools of about `pool_requests` requests, shuffles ea
 `batch_candidates` candidates, and shuffles those. One thread reads and encodes ahead, at most `n_ahead` batches.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ Requests = Literal["all", "clicked"]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How batches are cut. `shuffle=False` (evaluation): no chance at all; still sorted by history length in a pool.
+    """How batches are cut. `shuffle=False` (evaluation): no chance at all, and whole pages of like length too share
+    a batch.
 
     page_candidates: unclicked candidates of a page beyond this many are left out, others in each epoch; 0 = none.
     every: only the first of each so many requests of a pool; 1 = all. Unshuffled, they are always the same ones.
@@ -154,18 +156,31 @@ class Batches:
         random = self._random(epoch, 1, number)
         if self.plan.shuffle:
             order = order[random.permutation(len(order))]
-        order = order[np.argsort(pool.n_behaviours[order], kind="stable")]
+            order = order[np.argsort(pool.n_behaviours[order], kind="stable")]
+        else:
+            order = order[like_shapes(pool.n_behaviours[order], pool.n_candidates[order], self.plan.batch_candidates)]
         n_candidates = pool.n_candidates[order]
         if self.plan.page_candidates:
             n_candidates = np.minimum(n_candidates, self.plan.page_candidates)
-        parts = _in_budget(order, n_candidates, self.plan.batch_candidates)
+        parts = in_budget(order, n_candidates, self.plan.batch_candidates)
         return [parts[i] for i in random.permutation(len(parts))] if self.plan.shuffle else parts
 
     def _random(self, epoch: int, purpose: int, pool: int) -> np.random.Generator:
         return np.random.default_rng([self.plan.seed, epoch, purpose, pool])
 
 
-def _in_budget(
+def like_shapes(
+    n_behaviours: Int64[np.ndarray, " R"], n_candidates: Int64[np.ndarray, " R"], budget: int
+) -> Int64[np.ndarray, " R"]:
+    """The order in which requests near each other are alike in both lengths: runs of like histories, each by
+    candidates. Of b batches, √b make a run."""
+    n_runs = max(1, round(math.sqrt(int(n_candidates.sum()) / budget)))
+    run = np.empty(len(n_behaviours), dtype=np.int64)
+    run[np.argsort(n_behaviours, kind="stable")] = np.arange(len(n_behaviours)) * n_runs // max(len(n_behaviours), 1)
+    return np.lexsort((n_candidates, run))
+
+
+def in_budget(
     order: Int64[np.ndarray, " R"], n_candidates: Int64[np.ndarray, " R"], budget: int
 ) -> list[Int64[np.ndarray, " r"]]:
     """Cuts `order` into runs of about equal numbers of candidates, near `budget`; none is empty."""

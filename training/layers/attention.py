@@ -88,16 +88,27 @@ class DinAttention(nn.Module):
         return weights @ keys
 
     def _unit(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+        many = len(keys) == 1 or q.shape[1] >= len(self.product_term)
+        products = self._products_by_behaviour if many else self._products_by_pair
+        scores: Tensor = self.rest(torch.relu(products(q, keys, key_part))).squeeze(-1)
+        return scores
+
+    def _products_by_behaviour(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+        """For many candidates a request: one GEMM against weights made once per behaviour."""
         n_requests, n_behaviours, width = keys.shape
         n_hidden = self.product_term.shape[0]
-        pair_weights = (
-            keys.unsqueeze(2) * self.product_term
-        )  # [R L 1 D] * [E D]: one GEMM then makes all pairs' products
-        products = q @ pair_weights.reshape(n_requests, n_behaviours * n_hidden, width).transpose(1, 2)
+        weights = keys.unsqueeze(2) * self.product_term  # [R L 1 D] * [E D]
+        products = q @ weights.reshape(n_requests, n_behaviours * n_hidden, width).transpose(1, 2)
         hidden = products.reshape(n_requests, -1, n_behaviours, n_hidden)
-        hidden = torch.relu(hidden + self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1))
-        scores: Tensor = self.rest(hidden).squeeze(-1)
-        return scores
+        terms: Tensor = self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1)
+        return hidden + terms
+
+    def _products_by_pair(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+        """For fewer candidates a request than hidden units: the weights would outweigh the pairs."""
+        pairs = q.unsqueeze(2) * keys.unsqueeze(1)  # [R C 1 D] * [R 1 L D]
+        terms: Tensor = self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1)
+        hidden = torch.addmm(terms.flatten(0, 2), pairs.flatten(0, 2), self.product_term.T)
+        return hidden.view_as(terms)
 
 
 def _stack(width: int, hidden: Sequence[int]) -> nn.Sequential:

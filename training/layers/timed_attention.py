@@ -70,7 +70,20 @@ class TimedAttention(nn.Module):
 
     def _unit(self, timed: Tensor, keys: Tensor) -> Tensor:
         """[R L C]."""
-        per_behaviour = self.query_term + keys.unsqueeze(2) * self.product_term  # [R L E D]
-        hidden = torch.relu(timed @ per_behaviour.transpose(2, 3) + self.key_term(keys).unsqueeze(2))
-        scores: Tensor = self.out(self.rest(hidden)).squeeze(-1)
+        many = len(keys) == 1 or timed.shape[2] >= len(self.product_term)
+        products = self._products_by_behaviour if many else self._products_by_pair
+        scores: Tensor = self.out(self.rest(torch.relu(products(timed, keys)))).squeeze(-1)
         return scores
+
+    def _products_by_behaviour(self, timed: Tensor, keys: Tensor) -> Tensor:
+        """For many candidates a request: a batched product against one matrix per behaviour."""
+        per_behaviour = self.query_term + keys.unsqueeze(2) * self.product_term  # [R L E D]
+        products: Tensor = timed @ per_behaviour.transpose(2, 3) + self.key_term(keys).unsqueeze(2)
+        return products
+
+    def _products_by_pair(self, timed: Tensor, keys: Tensor) -> Tensor:
+        """For fewer candidates a request than hidden units: the matrices would outweigh the pairs."""
+        pairs = torch.cat([timed, timed * keys.unsqueeze(2)], dim=-1)  # [R L C 2D]
+        both = torch.cat([self.query_term, self.product_term], dim=1)
+        terms = self.key_term(keys).unsqueeze(2).expand(*timed.shape[:3], -1)
+        return torch.addmm(terms.flatten(0, 2), pairs.flatten(0, 2), both.T).view(terms.shape)

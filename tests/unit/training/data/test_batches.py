@@ -10,7 +10,7 @@ import pytest
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
 from tests.unit.training.data.shop import SCHEMA, prepare_small, random_requests
-from training.data.batches import Batch, Batches, BatchPlan, Position
+from training.data.batches import Batch, Batches, BatchPlan, Position, in_budget, like_shapes
 from training.data.errors import DataError
 from training.data.fit_encoder import fit_encoder
 from training.data.pools import take_requests
@@ -68,7 +68,7 @@ def test_batches_are_encoded_by_the_contract_and_nothing_else(encoder: Encoder, 
     requests, clicks = everything()
     plan = replace(PLAN, shuffle=False, batch_candidates=10**6, pool_requests=10**6)
     (batch,) = Batches(files, encoder, plan).epoch()
-    order = np.argsort(np.diff(requests.behaviour_offsets), kind="stable")
+    order = np.argsort(np.diff(requests.candidate_offsets), kind="stable")
     wanted = encoder.encode(requests.take(order))
     assert all(np.array_equal(found, value) for found, value in zip(batch.inputs, wanted, strict=True))
     assert np.array_equal(batch.clicks, take_requests(requests, clicks, order)[1])
@@ -78,6 +78,21 @@ def test_batches_are_near_their_budget(encoder: Encoder, files: list[Path]) -> N
     sizes = [len(batch.clicks) for batch in Batches(files, encoder, PLAN).epoch()]
     largest_request = 8
     assert all(abs(size - PLAN.batch_candidates) < PLAN.batch_candidates / 2 + largest_request for size in sizes)
+
+
+def padded_cells(order: np.ndarray, n_behaviours: np.ndarray, n_candidates: np.ndarray) -> int:
+    """Behaviours times candidates of the padded batches, summed."""
+    parts = in_budget(order, n_candidates[order], 500)
+    return sum(len(part) * int(n_behaviours[part].max()) * int(n_candidates[part].max()) for part in parts)
+
+
+def test_whole_pages_of_like_length_share_a_batch() -> None:
+    random = np.random.default_rng(0)
+    n_behaviours, n_candidates = random.integers(0, 51, 2_000), random.geometric(1 / 30, 2_000)
+    order = like_shapes(n_behaviours, n_candidates, 500)
+    assert np.array_equal(np.sort(order), np.arange(2_000))
+    by_history = np.argsort(n_behaviours, kind="stable")
+    assert padded_cells(order, n_behaviours, n_candidates) < 0.6 * padded_cells(by_history, n_behaviours, n_candidates)
 
 
 def test_epochs_differ_and_repeat_with_the_seed(encoder: Encoder, files: list[Path]) -> None:

@@ -26,14 +26,14 @@ def pair_by_pair(attention: TimedAttention, query: Tensor, keys: Tensor, gaps: T
     return torch.softmax(torch.stack(scores), 0) @ keys[mask]
 
 
-def check_against_pairs(flavour: str) -> None:
+def check_against_pairs(flavour: str, n_candidates: int = 3) -> None:
     torch.manual_seed(0)
     attention = TimedAttention(5, 3, 6, flavour, hidden=(7, 4))
-    queries, keys, gaps = torch.randn(2, 3, 5), torch.randn(2, 4, 6), torch.randn(2, 4, 3)
+    queries, keys, gaps = torch.randn(2, n_candidates, 5), torch.randn(2, 4, 6), torch.randn(2, 4, 3)
     mask = torch.tensor([[True, True, True, False], [False, True, False, True]])
     found = attention(queries, keys, attention.gap(gaps), mask)
     for r in range(2):
-        for c in range(3):
+        for c in range(n_candidates):
             expected = pair_by_pair(attention, queries[r, c], keys[r], gaps[r], mask[r])
             assert torch.allclose(found[r, c], expected, atol=1e-5)
 
@@ -45,6 +45,7 @@ both_flavours = pytest.mark.parametrize("flavour", ["mlp", "dot"])
 @both_flavours
 def test_pair_by_pair(flavour: str) -> None:
     check_against_pairs(flavour)
+    check_against_pairs(flavour, n_candidates=8)  # more than hidden units: products by behaviour
 
 
 @torch.no_grad()
