@@ -23,10 +23,11 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from service.admission import Admission
 from service.api.admin import admin_router, listener_router
+from service.api.doorway import Doorway
 from service.api.exchange import Exchange, endpoint
 from service.api.gate import Gate
 from service.api.openapi import with_components
@@ -34,7 +35,7 @@ from service.api.parts import Health, Parts
 from service.api.routes import router
 from service.api_keys import KeyRing
 from service.bundle_swap import BundleSwap
-from service.contract.errors import BundleError
+from service.contract.errors import BundleError, DaianError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.quotas import TenantQuotas
@@ -88,6 +89,35 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)
 
 
+class QuietRefusal:
+    """A start that is refused for a foreseen reason says so in one line; only a bug is told with its traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+        held: list[Message] = []  # the traceback comes first, and its error after it
+
+        async def hold(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                held.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, hold)
+        except (DaianError, OSError) as error:
+            what = "bundle refused" if isinstance(error, BundleError) else "not started"
+            held = [{**message, "message": f"{what}: {error}"} for message in held]
+            raise
+        finally:
+            for message in held:
+                await send(message)
+
+
 def create_app(settings: Settings, store: UserStore | None = None, drains: bool = False) -> FastAPI:
     """An app whose parts are made now and opened in its lifespan.
 
@@ -107,6 +137,7 @@ def create_app(settings: Settings, store: UserStore | None = None, drains: bool 
     if settings.admin_port is None and settings.keys_file is not None:
         routers.append(admin_router(parts))  # without a port of its own only where a key is asked for
     app = _app_of(parts, routers, lifespan)
+    app.add_middleware(QuietRefusal)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 
@@ -124,6 +155,7 @@ def _app_of(parts: Parts, routers: list[APIRouter], lifespan: Lifespan[FastAPI] 
     for one in routers:
         app.include_router(one)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(Doorway, parts=parts)  # the last one added is the first to be asked
     app.add_exception_handler(HTTPException, _not_routed)
     return app
 
@@ -223,11 +255,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
     parts.request_log.open()
     tasks = [asyncio.create_task(_heartbeat(parts)), asyncio.create_task(_watch_keys(parts.gate))]
     try:
-        try:
-            await parts.swap.start()
-        except BundleError as error:
-            _log.error("bundle refused: %s", error)  # the traceback that follows hides it
-            raise
+        await parts.swap.start()
         tasks.append(asyncio.create_task(parts.swap.follow()))
         yield
     finally:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from service.api_keys import KeyRing
@@ -34,6 +35,11 @@ class Supervisor(Multiprocess):
         for process in self.processes:
             if process.pid is not None and process.is_ready(timeout=1):
                 os.kill(process.pid, signal.SIGHUP)
+
+    def exit_code(self) -> int:
+        """What `run` ended with: a worker that could not start stopped all, and has said why."""
+        could_not_start = any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+        return STARTUP_FAILURE if could_not_start else 0
 
 
 class AnnouncingServer(uvicorn.Server):
@@ -108,14 +114,15 @@ def _listen(settings: Settings) -> int:
     sockets.insert(0, listening)
     if settings.workers > 1:
         announce(listening)
-        Supervisor(config, sockets=sockets).run()
-        return 0
+        supervisor = Supervisor(config, sockets=sockets)
+        supervisor.run()
+        return supervisor.exit_code()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the app listens to it
     # uvicorn raises the signal that stopped it once more at its end: an orderly stop exits with 0.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     server = AnnouncingServer(config)
     server.run(sockets)
-    return 0 if server.started else 3
+    return 0 if server.started else STARTUP_FAILURE
 
 
 @contextlib.contextmanager

@@ -34,11 +34,16 @@ class Served:
         return self.client.post("/rank", json={"deadline_ms": 2000, **body})
 
 
+def environment_of(**settings: str) -> dict[str, str]:
+    """Ours without any setting of a running shop, and a free port."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DAIAN_")}
+    ours = {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return own | ours | settings
+
+
 @contextmanager
 def serving(bundle: Bundle | Path, folder: Path, **settings: str) -> Iterator[Served]:
     """Starts the command on a free port and waits until it says where it is."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DAIAN_")}
-    environment |= {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     root = bundle if isinstance(bundle, Path) else bundle.path
     code = "import sys; from service.commands import serve; from pathlib import Path; "
     code += f"sys.exit(serve(Path({str(root)!r}), store_folder=Path({str(folder / 'store')!r})))"
@@ -46,7 +51,7 @@ def serving(bundle: Bundle | Path, folder: Path, **settings: str) -> Iterator[Se
     log = folder / "service.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment | settings, stdout=output, text=True, cwd=os.getcwd()
+            [sys.executable, "-c", code], env=environment_of(**settings), stdout=output, text=True, cwd=os.getcwd()
         )
     try:
         with httpx.Client(base_url=_address(process, log), timeout=20) as client:
@@ -114,6 +119,26 @@ def test_many_requests_on_one_connection_are_all_ranked(served: Served) -> None:
 def test_a_body_that_is_too_large_is_refused_and_the_next_request_answered(served: Served) -> None:
     assert served.client.post("/rank", content=b"x" * 3_000_000).status_code == 413
     assert served.rank(trigger="i0").status_code == 200
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_refused_bundle_ends_the_start_with_one_line_and_an_exit_code(tmp_path: Path, workers: str) -> None:
+    refused = write_small_bundle(tmp_path / "bundles")
+    (refused.path / "golden.jsonl").write_text("{}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli",
+        "serve",
+        str(refused.path),
+        "--store-folder",
+        str(tmp_path / "store"),
+    ]
+    environment = environment_of(DAIAN_WORKERS=workers)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 3
+    assert f"bundle refused: {refused.path / 'golden.jsonl'}: SHA-256 is" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_the_server_does_not_say_what_it_is(served: Served) -> None:
