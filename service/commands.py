@@ -365,6 +365,8 @@ def bundle_show(path: Path) -> int:
 
 def bundle_list(root: Path, *, as_json: Json = False) -> int:
     """List the bundles of a folder; the current one is marked."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is no folder: name the one that `daian export` wrote bundles into")
     current = _current(root)
     rows = [{"name": one.parent.name, "version": one.name, "current": one == current} for one in _bundles(root)]
     if as_json:
@@ -372,6 +374,8 @@ def bundle_list(root: Path, *, as_json: Json = False) -> int:
     else:
         for row in rows:
             print(f"{'*' if row['current'] else ' '} {row['name']} {row['version']}")
+        if not rows:
+            print(f"{root} holds no bundles: `daian export` writes them")
     return 0
 
 
