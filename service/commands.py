@@ -132,7 +132,7 @@ def rank(
 
 
 def send(file: Path, /, *, url: Url = DEFAULT_URL, batch: int = 1000) -> int:
-    """Send events to a running service; repeating a file changes nothing.
+    """Send events to a running service and say what it refused and why; repeating a file changes nothing.
 
     Parameters
     ----------
@@ -141,19 +141,11 @@ def send(file: Path, /, *, url: Url = DEFAULT_URL, batch: int = 1000) -> int:
     batch
         Events per call, at most 1000.
     """
-    totals = {"accepted": 0, "duplicates": 0, "rejected": 0}
-    n_failed = 0
-    for lines in _batches(_lines(file), min(batch, 1000)):
-        status, answer = _post(f"{url}/v1/events", b"".join(lines), "application/x-ndjson")
-        if status != 200:
-            _print_json(answer)
-            n_failed += 1
-            break
-        totals["accepted"] += answer["accepted"]
-        totals["duplicates"] += answer["duplicates"]
-        totals["rejected"] += len(answer["rejected"])
-    _print_json(totals)
-    return 1 if n_failed or totals["rejected"] else 0
+    from service.event_sending import send_events, shown
+
+    sent = send_events(_lines(file), lambda body: _post(f"{url}/v1/events", body, "application/x-ndjson"), batch)
+    _print_json(shown(sent))
+    return 0 if sent.is_whole else 1
 
 
 def doctor(*, as_json: Json = False) -> int:
@@ -505,17 +497,6 @@ def _lines(file: Path) -> Iterable[bytes]:
     else:
         with file.open("rb") as stream:
             yield from stream
-
-
-def _batches(lines: Iterable[bytes], size: int) -> Iterable[list[bytes]]:
-    batch: list[bytes] = []
-    for line in lines:
-        batch.append(line if line.endswith(b"\n") else line + b"\n")
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _print_ranking(answer: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import cyclopts
 import pytest
 
-from service import cli
+from service import cli, commands
 from service.contract.bundle import Bundle
 from tests.small_bundle import write_small_bundle
 
@@ -101,6 +101,42 @@ def test_bundles_are_verified_listed_promoted_and_rolled_back(
     (second.path / "golden.jsonl").write_text("{}\n")
     assert cli.run(["bundle", "promote", str(root), "v2"]) == cli.MISSING
     assert cli.run(["bundle", "verify", str(second.path)]) == cli.FAILED
+
+
+def test_a_folder_of_bundles_that_is_missing_or_empty_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bundle", "list", str(tmp_path / "nowhere")]) == cli.MISSING
+    told = capsys.readouterr()
+    assert f"{tmp_path / 'nowhere'} is no folder" in told.err
+    assert told.out == ""
+    assert cli.run(["bundle", "list", str(tmp_path)]) == cli.DONE
+    assert f"{tmp_path} holds no bundles" in capsys.readouterr().out
+    assert cli.run(["bundle", "list", str(tmp_path), "--json"]) == cli.DONE
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_events_that_are_refused_are_printed_with_reason_and_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"accepted": 1, "duplicates": 0, "erased": 0}
+    refused = {"index": 1, "code": "too_old", "detail": "time is 20 days ago"}
+    asked: list[tuple[str, bytes, str]] = []
+
+    def post(address: str, body: bytes, media_type: str) -> tuple[int, dict[str, object]]:
+        asked.append((address, body, media_type))
+        return 200, {**answer, "rejected": [refused] if b"old" in body else []}
+
+    monkeypatch.setattr(commands, "_post", post)
+    file = tmp_path / "events.ndjson"
+    file.write_text("new\n\nold\n")
+    assert cli.run(["events", "send", str(file)]) == cli.FAILED
+    reason = {"code": "too_old", "detail": "time is 20 days ago", "count": 1, "lines": [3]}
+    assert json.loads(capsys.readouterr().out) == {**answer, "rejected": 1, "reasons": [reason]}
+    assert asked == [("http://127.0.0.1:8000/v1/events", b"new\nold\n", "application/x-ndjson")]
+    file.write_text("new\n")
+    assert cli.run(["events", "send", str(file)]) == cli.DONE
+    assert json.loads(capsys.readouterr().out) == {**answer, "rejected": 0}
 
 
 def test_doctor_sees_a_good_bundle(
