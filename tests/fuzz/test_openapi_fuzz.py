@@ -21,7 +21,7 @@ from service.contract.bundle import Bundle
 from service.errors import ServiceError
 from service.settings import Settings
 from tests.fuzz.live_server import Live, live_server
-from tests.fuzz.verdicts import check_answer
+from tests.fuzz.verdicts import Record, Tally, check_answer
 
 DOCUMENT = json.loads((Path(__file__).parents[1] / "unit/service/api/openapi.json").read_text())
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
@@ -39,19 +39,25 @@ def live(bundle: Bundle) -> Iterator[Live]:
         yield found
 
 
-def ask(live: Live, operation: Any, mode: GenerationMode, n_examples: int = N_EXAMPLES) -> None:
+def ask(live: Live, operation: Any, mode: GenerationMode, tally: Tally) -> None:
     """Sends made-up cases of one operation. Raises what the first answer outside the document deserves."""
 
     @hypothesis_settings(
-        max_examples=n_examples, database=None, derandomize=True, deadline=None, phases=(Phase.generate,),
+        max_examples=N_EXAMPLES, database=None, derandomize=True, deadline=None, phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: Any) -> None:
         answer = case.call(base_url=live.url)
-        case.validate_response(answer, checks=PROMISED)
-        headers = {name.lower(): values[0] for name, values in answer.headers.items()}
-        check_answer(answer.status_code, headers, answer.content, canary="\0none")
+        tally.n_sent += 1
+        tally.statuses[answer.status_code] += 1
+        try:
+            case.validate_response(answer, checks=PROMISED)
+            headers = {name.lower(): values[0] for name, values in answer.headers.items()}
+            check_answer(answer.status_code, headers, answer.content, canary="\0none")
+        except BaseException:
+            tally.n_broken += 1
+            raise
 
     each()
 
@@ -63,14 +69,21 @@ every_operation_with_input = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture
+def tally(record_property: Record) -> Iterator[Tally]:
+    found = Tally()
+    yield found
+    found.tell(record_property, "cases made from the OpenAPI document")
+
+
 @every_operation
-def test_g6_valid_requests_get_answers_of_the_document(live: Live, operation: Any) -> None:
-    ask(live, operation, GenerationMode.POSITIVE)
+def test_g6_valid_requests_get_answers_of_the_document(live: Live, operation: Any, tally: Tally) -> None:
+    ask(live, operation, GenerationMode.POSITIVE, tally)
 
 
 @every_operation_with_input
-def test_g6_invalid_requests_get_answers_of_the_document(live: Live, operation: Any) -> None:
-    ask(live, operation, GenerationMode.NEGATIVE)
+def test_g6_invalid_requests_get_answers_of_the_document(live: Live, operation: Any, tally: Tally) -> None:
+    ask(live, operation, GenerationMode.NEGATIVE, tally)
 
 
 def test_every_public_route_with_a_body_is_in_the_document() -> None:
@@ -80,7 +93,7 @@ def test_every_public_route_with_a_body_is_in_the_document() -> None:
 def failures(live: Live, operation: Any) -> str:
     """What is found wrong with valid cases; an error of its own when nothing is."""
     with pytest.raises(FailureGroup) as found:
-        ask(live, operation, GenerationMode.POSITIVE)
+        ask(live, operation, GenerationMode.POSITIVE, Tally())
     return "\n".join(str(one) for one in found.value.exceptions)
 
 

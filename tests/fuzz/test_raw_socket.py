@@ -16,7 +16,7 @@ from service.contract.bundle import Bundle
 from service.http_guard import GuardedConfig, GuardedProtocol
 from service.settings import Settings
 from tests.fuzz.live_server import Live, live_server
-from tests.fuzz.verdicts import CANARY, check_answer
+from tests.fuzz.verdicts import CANARY, Record, Tally, check_answer
 from tests.fuzz.wire import Talk, head, post, talk
 
 TIMEOUT_S = 0.5
@@ -165,11 +165,20 @@ TABLE: list[tuple[str, bytes, list[int], bool]] = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def row(record_property: Record) -> Iterator[Tally]:
+    """One row, broken until the test has come to its end."""
+    found = Tally(n_sent=1, n_broken=1)
+    yield found
+    found.tell(record_property, "rows of the raw-socket table")
+
+
 @pytest.mark.parametrize(("data", "statuses", "is_closed"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
 def test_b14_bytes_at_the_socket(
-    live: Live, caplog: pytest.LogCaptureFixture, data: bytes, statuses: Sequence[int], is_closed: bool
+    live: Live, row: Tally, caplog: pytest.LogCaptureFixture, data: bytes, statuses: Sequence[int], is_closed: bool
 ) -> None:
     found = said(live, data, wanted=len(statuses))
+    row.statuses.update(found.statuses)
     assert (found.statuses, found.is_closed) == (statuses, is_closed)
     for answer in found.answers:
         check_answer(answer.status, answer.headers, answer.body)
@@ -177,6 +186,7 @@ def test_b14_bytes_at_the_socket(
     assert said(live, GOOD).statuses == [200]
     assert [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR] == []
     assert CANARY not in caplog.text
+    row.n_broken = 0
 
 
 def test_the_rows_have_names_of_their_own() -> None:

@@ -5,13 +5,16 @@ Read by all tests of this folder. The list is taken from the page itself: what i
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 CANARY = "zQ7x"  # begins every value that a test makes up: no answer that refuses may hold it
 ALWAYS = {"type", "title", "status", "code", "instance", "request_id"}
 SOMETIMES = {"detail", "errors", "retry_after_ms"}
+Record = Callable[[str, object], None]  # pytest's record_property, by which `make chaos` hears what was found
 
 
 class BrokenPromiseError(AssertionError):
@@ -43,3 +46,24 @@ def check_answer(status: int, headers: Mapping[str, str], body: bytes, canary: s
         raise BrokenPromiseError(f"{status} without Retry-After")
     if canary in body.decode() + str(dict(headers)):
         raise BrokenPromiseError(f"{found} repeats its input")
+
+
+@dataclass
+class Tally:
+    """What came back for what was sent. 503 counts apart: `check_answer` takes it with Retry-After alone."""
+
+    n_sent: int = 0
+    n_broken: int = 0  # promises, whatever the status
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def n_5xx(self) -> int:
+        """Those that docs/api.md has not promised."""
+        return sum(n for status, n in self.statuses.items() if status >= 500 and status != 503)
+
+    def tell(self, record: Record, where: str) -> None:
+        """Says it to the table of goals."""
+        record("G6", f"5xx answers other than 503 with Retry-After, {where}: {self.n_5xx} of {self.n_sent}")
+        record("G6", f"broken promises of docs/api.md, {where}: {self.n_broken} of {self.n_sent}")
+        if self.statuses[503]:
+            record("G6", f"note: {where}, {self.statuses[503]} of {self.n_sent} were answered 503 with Retry-After")

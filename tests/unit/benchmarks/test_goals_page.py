@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.goals.__main__ import keep
+from benchmarks.goals.lab import SOAK, Lab
 from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, none_of, not_measured, percentile_ms
 from benchmarks.goals.page import Result, page_of, read_results
-from benchmarks.goals.suites import SUITES, read_report
+from benchmarks.goals.suites import SUITES, Suite, read_report
 from benchmarks.goals.table import GOALS
 from tests.chaos.open_loop import Sent, Stream, arrivals
 
@@ -54,6 +55,33 @@ def test_a_suite_that_fails_or_is_silent_reaches_nothing() -> None:
     assert read_report("G5", told, ["x"]).verdict == "not measured"
     with pytest.raises(ValueError, match="is neither"):
         read_report("G6", told.replace("5xx answers: 0 of 10,000", "all is well"), ["x"])
+
+
+def test_a_suite_is_run_and_heard(tmp_path: Path) -> None:
+    suite = tmp_path / "test_something.py"
+    suite.write_text("""
+import os
+def test_one(record_property):
+    record_property("G6", f"answers: {os.environ['N_FAILED']} of 7")
+""")
+    for n_failed, verdict in (("0", "reached"), ("1", "NOT reached")):
+        lab = Lab(tmp_path, tmp_path, SOAK, [])
+        found = Suite("G6", (str(suite),), {"N_FAILED": n_failed}).measure(lab)
+        assert (found.verdict, len(found.checks)) == (verdict, 2)
+
+
+def test_what_many_tests_say_by_one_name_is_one_figure() -> None:
+    said = {"rows": ("0 of 1", "1 of 1", "0 of 1,000"), "time": ("1.5 s, at most 3", "inf s, at most 3")}
+    lines = [f'<property name="G5" value="{what}: {one}"/>' for what, every in said.items() for one in every]
+    lines += ['<property name="G5" value="note: killed 3 times"/>'] * 2
+    text = f"<testsuite><testcase><properties>{''.join(lines)}</properties></testcase></testsuite>"
+    found = read_report("G5", text, ["x"])
+    assert [(one.what, one.found, one.is_met) for one in found.checks] == [
+        ("rows", "1 of 1,002", False), ("time", "inf s", False), ("failed tests", "0 of 1 (bound < 3e+02 %)", True)
+    ]  # fmt: skip
+    assert found.how == "x; killed 3 times"
+    only_a_note = text.replace("rows: ", "note: ").replace("time: ", "note: ")
+    assert read_report("G5", only_a_note, ["x"]).verdict == "not measured"
 
 
 def test_results_are_kept_by_goal_and_share(tmp_path: Path) -> None:
