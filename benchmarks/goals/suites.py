@@ -102,7 +102,7 @@ def _environment(added: dict[str, str]) -> dict[str, str]:
 SUITES = {
     suite.goal: suite
     for suite in (
-        Suite("G5", ("tests/chaos/test_store_modes.py",), {}),
+        Suite("G5", ("tests/chaos/test_store_modes.py",), {"DAIAN_TEST_FAILOVERS": "20"}),
         Suite("G6", ("tests/fuzz",), {"DAIAN_TEST_FUZZ_CASES": "1000000"}),
         Suite("G13", ("tests/chaos/test_hostile_bundles.py", "tests/hostile"), {"DAIAN_TEST_MUTANTS": "10000"}),
         Suite("G18", ("tests/e2e/test_erasure.py",), {"DAIAN_TEST_ERASED_USERS": "1000"}),

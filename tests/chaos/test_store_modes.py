@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.errors import StoreFull, StoreUnavailable
@@ -15,7 +18,9 @@ from service.redis_cluster import ClusterClient, CommandClients
 from service.store_load import load
 from service.store_tools import inspect_user
 from service.user_store import AppendResult, BehaviourEvent, Erased, RedisUserStore
+from tests.chaos.service_process import service_process
 from tests.chaos.store_servers import DOWN_AFTER_MS, NODE_TIMEOUT_MS, Sentinels, Server, cluster, cluster_url, sentinels
+from tests.small_bundle import write_small_bundle
 
 NOW = 1_795_000_000_000
 # Twenty times the budget of production: what degrades an answer here is to be the dead server, not a busy machine.
@@ -23,6 +28,13 @@ BUDGET_S = 0.4
 SETTINGS = StoreSettings("", timeout_ms=400, read_budget_ms=400, pool_wait_ms=400, keep=1000)
 # What an election takes once the primary counts as down, and a generous share for a busy machine.
 ELECTION_S = 8.0
+SEEN_FOR_S = 1.0 + ELECTION_S  # after the kill
+PATIENT_STORE = {
+    "DAIAN_REDIS_TIMEOUT_MS": "400",
+    "DAIAN_REDIS_READ_BUDGET_MS": "400",
+    "DAIAN_REDIS_POOL_WAIT_MS": "400",
+}
+N_FAILOVERS = int(os.environ.get("DAIAN_TEST_FAILOVERS", "1"))
 
 
 @pytest.fixture
@@ -177,6 +189,67 @@ def test_a8_when_the_primary_is_killed_rankings_go_on_and_are_whole_again_by_the
 def test_a8_saboteur_a_fixed_address_never_recovers(three: Sentinels) -> None:
     seen, _ = failover(three, f"redis://127.0.0.1:{three.primary.port}")
     assert seen.recovered_s() is None
+
+
+def ranked_over_a_kill(bundles: Path, folder: Path, three: Sentinels, url: str) -> tuple[Load, Counter[int]]:
+    """What `daian serve` answered while the primary was killed: whether whole, and how often each status (0: none)."""
+    statuses, seen = Counter[int](), Load()
+    now = int(time.time() * 1000)
+    click = {"event_id": "1", "type": "click", "user": "reader", "item": "i8", "time": now - 60_000}
+    asked = {"user": "reader", "trigger": "i0", "candidates": ["i7", "i9"], "deadline_ms": 2_000}
+    with (
+        service_process(bundles, folder, **{"DAIAN_REDIS_URL": url, **PATIENT_STORE}) as service,  # type: ignore[arg-type]
+        httpx.Client(base_url=service.url, timeout=10) as client,
+    ):
+        assert client.post("/v1/events", json={"events": [click]}).json()["accepted"] == 1
+        killed_at, is_killed = time.perf_counter() + 1.0, False
+        while (asked_at := time.perf_counter()) < killed_at + SEEN_FOR_S:
+            if asked_at > killed_at and not is_killed:
+                three.primary.kill()
+                is_killed = True
+            try:
+                answer = client.post("/v1/rank", json=asked)
+            except httpx.TransportError:
+                statuses[0] += 1
+                continue
+            statuses[answer.status_code] += 1
+            is_whole = answer.status_code == 200 and answer.json()["behaviours"]["used"] == 1
+            seen.reads.append((asked_at - killed_at, is_whole))
+            time.sleep(0.01)
+    return seen, statuses
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    write_small_bundle(root := tmp_path_factory.mktemp("bundles"))
+    return root
+
+
+@pytest.mark.e2e
+def test_g5_a_service_answers_every_ranking_over_a_failover(
+    bundles: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("G5", f"note: the sentinels take a primary for dead after {DOWN_AFTER_MS} ms of silence")
+    for number in range(N_FAILOVERS):
+        with sentinels(tmp_path / f"servers-{number}") as three:
+            seen, statuses = ranked_over_a_kill(bundles, tmp_path / f"service-{number}", three, three.url)
+        recovered_s = seen.recovered_s()
+        n_5xx = sum(n for status, n in statuses.items() if status >= 500)
+        record_property("G5", f"rankings answered 5xx: {n_5xx} of {statuses.total()}")
+        record_property("G5", f"rankings not answered 200: {statuses.total() - statuses[200]} of {statuses.total()}")
+        shown = "inf" if recovered_s is None else f"{recovered_s:.2f}"
+        record_property("G5", f"from the kill to whole answers, longest of {N_FAILOVERS}: {shown} s, at most 3")
+        assert set(statuses) == {200}
+        assert recovered_s is not None
+        assert recovered_s < DOWN_AFTER_MS / 1000 + ELECTION_S
+
+
+@pytest.mark.e2e
+def test_g5_saboteur_a_service_with_a_fixed_address_is_not_whole_again(
+    bundles: Path, tmp_path: Path, three: Sentinels
+) -> None:
+    fixed = f"redis://127.0.0.1:{three.primary.port}"
+    assert ranked_over_a_kill(bundles, tmp_path / "service", three, fixed)[0].recovered_s() is None
 
 
 def test_a_cluster_serves_everything_and_has_users_on_all_nodes(nodes: list[Server], tmp_path: Path) -> None:
