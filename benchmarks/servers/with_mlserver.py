@@ -46,9 +46,13 @@ def write_settings(folder: Path) -> None:
     (folder / "model-settings.json").write_text(json.dumps(model))
 
 
+def serve(folder: Path) -> int:
+    """`mlserver start` until it ends, in the folder of its settings: it writes `.metrics` to where it is started."""
+    command = [str(Path(sys.executable).with_name("mlserver")), "start", str(folder)]
+    return subprocess.call(command, cwd=folder, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+
 if __name__ == "__main__":
     work = Path(os.environ["BENCH_WORK"]) / "mlserver"
     write_settings(work)
-    command = [str(Path(sys.executable).with_name("mlserver")), "start", str(work)]
-    os.environ["PYTHONPATH"] = os.getcwd()
-    sys.exit(subprocess.call(command))
+    sys.exit(serve(work))

@@ -1,7 +1,10 @@
 """What the model servers are given: the same arrays in each body, and the graphs as our own sessions run them."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -79,6 +82,31 @@ def test_every_server_has_a_module_of_its_own_that_is_there() -> None:
         assert len(modules) == 1, server.name
         assert (folder / f"{modules[0].partition(':')[0].rpartition('.')[2]}.py").is_file()
         assert all("==" in package or "<" in package for package in server.packages), "versions are pinned"
+
+
+def test_mlserver_is_started_in_the_folder_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not installed here: a command in its place leaves the file where MLServer would leave `.metrics`."""
+    for name, words in {
+        "mlserver": ("MLModel",),
+        "mlserver.codecs": ("NumpyCodec",),
+        "mlserver.types": ("InferenceRequest", "InferenceResponse"),
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(dict.fromkeys(words, object))
+        monkeypatch.setitem(sys.modules, name, module)
+    with_mlserver = importlib.import_module("benchmarks.servers.with_mlserver")
+    del sys.modules["benchmarks.servers.with_mlserver"]  # what stands in is for this test alone
+    command = tmp_path / "mlserver"
+    command.write_text('#!/bin/sh\necho "$1 $2 $PYTHONPATH" > .metrics\n')
+    command.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("BENCH_PORT", "1")
+    monkeypatch.setenv("BENCH_WORKERS", "2")
+    settings = tmp_path / "settings"
+    with_mlserver.write_settings(settings)
+    assert with_mlserver.serve(settings) == 0
+    assert (settings / ".metrics").read_text() == f"start {settings} {Path.cwd()}\n"
+    assert {path.name for path in settings.iterdir()} == {".metrics", "settings.json", "model-settings.json"}
 
 
 def test_a_turn_takes_whole_steps_and_at_least_one() -> None:
