@@ -1,11 +1,14 @@
 """Erasing a user of a service with a real store and a request log: nothing is left, and everyone else is."""
 
+import asyncio
 import json
+import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +25,7 @@ from service.request_log import RequestLog
 from service.settings import Settings
 from service.user_store import RedisUserStore
 from tests.asgi_client import Client, opened
+from tests.chaos.service_process import service_process
 from tests.small_bundle import write_small_bundle
 
 pytestmark = pytest.mark.e2e
@@ -200,3 +204,141 @@ def test_an_erasure_without_a_store_is_a_503_that_says_nothing(
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
     assert CANARY not in answer.text + our_lines(caplog)
+
+
+# --- many users, and every file of a running service ------------------------------------------------------------------
+
+N_ERASED = int(os.environ.get("DAIAN_TEST_ERASED_USERS", "20"))
+AT_ONCE = 50
+ERASED_AT_ONCE = 500  # each call waits for rankings that began before it
+ERASED_WITHIN_S = 10
+PLACES = {
+    "the store's append-only file": "store/appendonlydir/*", "the request log": "ranked*", "the service's log": "*.log"
+}  # fmt: skip
+
+
+@dataclass
+class Erasure:
+    """Users of whom something was found, by place: as they were, after the erasure, and after the file's rewrite."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    rewritten: dict[str, int]
+    in_store: int
+    n_refused: int
+    seconds: float
+
+
+def traces(folder: Path, users: list[str]) -> dict[str, int]:
+    """How many of the users are named in the files of each place, byte by byte."""
+    found = {}
+    for place, pattern in PLACES.items():
+        content = b"".join(path.read_bytes() for path in folder.glob(pattern) if path.is_file())
+        found[place] = sum(user.encode() in content for user in users)
+    return found
+
+
+def in_store(url: str, users: list[str]) -> int:
+    """How many are named by a key or a value of the store."""
+    client = command_client(url)
+    content = str([(key, client.dump(key)) for key in client.keys("*")])
+    client.close()
+    return sum(user in content for user in users)
+
+
+def rewrite(url: str) -> None:
+    """What docs/operate.md asks of whoever runs the store; returns when it is done."""
+    client = command_client(url)
+    client.bgrewriteaof()
+    until = time.monotonic() + 60
+    while "aof_rewrite_in_progress:1" in (info := _info(client)) or "aof_rewrite_scheduled:1" in info:
+        assert time.monotonic() < until, "the rewrite never ended"
+        time.sleep(0.05)
+    client.close()
+
+
+def _info(client: redis.Redis) -> str:
+    found = client.info("persistence")
+    return "\n".join(f"{name}:{value}" for name, value in found.items())
+
+
+def erased_users(bundle: Bundle, folder: Path, n_users: int, prelude: str = "") -> Erasure:
+    """Users who click and are ranked at `daian serve`, and are then erased, some at once."""
+    users = [f"u-erased-{number:05}-7f3" for number in range(n_users)]
+    with embedded_store(folder / "store") as url:
+        client = command_client(url)
+        for name, value in (("rdbcompression", "no"), ("aof-use-rdb-preamble", "no")):  # or no search would see them
+            client.config_set(name, value)
+        client.close()
+        given = {"DAIAN_REDIS_URL": url, "DAIAN_REQUEST_LOG": str(folder / "ranked.ndjson"), "DAIAN_LOG_LEVEL": "debug",
+                 "DAIAN_REDIS_READ_BUDGET_MS": "1000", "DAIAN_REDIS_TIMEOUT_MS": "5000"}  # fmt: skip
+        with service_process(bundle.path, folder, (), prelude, **given) as service:
+            statuses, seconds = asyncio.run(_live_and_be_erased(service.url, folder, users))
+            found = Erasure(*statuses[:2], {}, in_store(url, users), statuses[2], seconds)
+            rewrite(url)
+        found.rewritten = traces(folder, users)
+    return found
+
+
+async def _live_and_be_erased(
+    url: str, folder: Path, users: list[str]
+) -> tuple[tuple[dict[str, int], dict[str, int], int], float]:
+    limits = httpx.Limits(max_connections=ERASED_AT_ONCE)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        turns, erasures = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(ERASED_AT_ONCE)
+
+        async def live(user: str) -> None:
+            async with turns:
+                events = {"events": [{**click(user, item), "event_id": item} for item in ("i8", "i3", "i4")]}
+                assert (await client.post("/v1/events", json=events)).json()["accepted"] == 3
+                asked = {"user": user, "trigger": "i0", "candidates": ["i7", "i9"]}
+                while (await client.post("/v1/rank", json=asked)).status_code == 503:
+                    await asyncio.sleep(0.05)  # too many at once for so small a machine
+
+        async def be_erased(user: str) -> bool:
+            async with erasures:
+                answer = await client.delete(f"/v1/users/{user}")
+                return answer.status_code == 200 and answer.json()["sealed"] is True
+
+        await asyncio.gather(*(live(user) for user in [*users, "bystander"]))
+        await asyncio.sleep(1.5)  # everysec
+        before = traces(folder, users)
+        started_s = time.monotonic()
+        done = await asyncio.gather(*(be_erased(user) for user in users))
+        seconds = time.monotonic() - started_s
+        await asyncio.sleep(1.5)
+        asked = {"user": "bystander", "trigger": "i0", "deadline_ms": 2000}
+        assert (await client.post("/v1/rank", json=asked)).json()["behaviours"]["used"] == 3
+        return (before, traces(folder, users), done.count(False)), seconds
+
+
+def test_g18_many_users_are_erased_in_time_and_no_file_names_them(
+    bundle: Bundle, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    found = erased_users(bundle, tmp_path, N_ERASED)
+    left = {"the store": found.in_store, **found.rewritten}
+    for place, n in left.items():
+        record_property("G18", f"erased users named in {place}: {n} of {N_ERASED}")
+    record_property("G18", f"erasures that did not end with a sealed receipt: {found.n_refused} of {N_ERASED}")
+    took = f"{found.seconds:.2f} s, at most {ERASED_WITHIN_S}"
+    record_property("G18", f"{N_ERASED:,} users erased, {min(N_ERASED, ERASED_AT_ONCE)} calls at once: {took}")
+    record_property("G18", "note: files were searched behind BGREWRITEAOF, which the store needs once a day")
+    assert set(left.values()) == {0}
+    assert found.n_refused == 0
+    # All of them were there to be found, and the append-only file keeps them until its rewrite.
+    named = {"the store's append-only file": N_ERASED, "the request log": N_ERASED, "the service's log": 0}
+    assert found.before == named
+    assert found.after == {**dict.fromkeys(PLACES, 0), "the store's append-only file": N_ERASED}
+
+
+FORGETS_THE_LOG = """
+import service.request_log as module
+async def _nothing(*_):
+    return 0
+module.RequestLog.erase = _nothing
+"""
+
+
+def test_g18_a_log_that_is_forgotten_is_seen_in_its_file(bundle: Bundle, tmp_path: Path) -> None:
+    found = erased_users(bundle, tmp_path, 3, FORGETS_THE_LOG)
+    assert found.rewritten == {**dict.fromkeys(PLACES, 0), "the request log": 3}
