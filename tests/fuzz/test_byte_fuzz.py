@@ -70,29 +70,40 @@ class FoundError(AssertionError):
         )
 
 
-class LoudLog(logging.Handler):
+def check_line(record: logging.LogRecord) -> None:
     """Fails the run at a line that holds an id or reports a bug; a request id is the caller's own text."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = {name: value for name, value in vars(record).get("fields", {}).items() if name != "request_id"}
-        if record.exc_info or CANARY in record.getMessage() + str(fields):
-            raise BrokenPromiseError(f"in the log: {record.getMessage()} {fields}")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  (logging's name)
-        raise
+    fields = {name: value for name, value in vars(record).get("fields", {}).items() if name != "request_id"}
+    if record.exc_info or CANARY in record.getMessage() + str(fields):
+        raise BrokenPromiseError(f"in the log: {record.getMessage()} {fields}")
 
 
 @pytest.fixture
-def loud_log() -> Iterator[None]:
-    log, handler = logging.getLogger("daian"), LoudLog()
-    before = log.level, log.propagate
-    log.addHandler(handler)
+def loud_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every line is looked at and none kept: pytest would keep them all, which would pass for memory of the service."""
+    log = logging.getLogger("daian")
+    before = log.level
     log.setLevel(logging.INFO)
-    log.propagate = False  # pytest keeps every line it hears of, which would count as memory of the service
+    pass_on = logging.Logger.callHandlers
+
+    def look(logger: logging.Logger, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "daian":
+            check_line(record)
+        else:
+            pass_on(logger, record)
+
+    monkeypatch.setattr(logging.Logger, "callHandlers", look)
     yield
-    log.removeHandler(handler)
-    log.setLevel(before[0])
-    log.propagate = before[1]
+    log.setLevel(before)
+
+
+@pytest.mark.usefixtures("loud_log")
+def test_b14_a_line_with_an_id_or_a_bug_is_heard() -> None:
+    log = logging.getLogger("daian.http")
+    log.info("request", extra={"fields": {"request_id": CANARY}})
+    with pytest.raises(BrokenPromiseError, match="in the log"):
+        log.info("request", extra={"fields": {"user": CANARY}})
+    with pytest.raises(BrokenPromiseError, match="bug"):
+        log.error("bug", exc_info=ValueError("x"))
 
 
 def settings(bundle: Bundle) -> Settings:
