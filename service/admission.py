@@ -21,8 +21,10 @@ Priority = Literal["interactive", "prefetch"]
 
 SAFETY = 1.2  # predicted wait is a mean; the queue's tail is longer
 SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
-SHARE_OF_PREFETCH = 0.3  # a page that nobody waits for yet must leave room for those that somebody does
+SHARE_OF_PREFETCH = 0.1  # a page that nobody waits for yet must leave room for those that somebody does
 SMOOTHING = 0.1  # weight of the newest service time
+LOOP_SMOOTHING = 0.3  # weight of the newest look at the event loop
+LEAST_ANSWERED = 5  # in such a look: fewer say nothing about the cost of one
 
 
 class Admission:
@@ -45,6 +47,9 @@ class Admission:
         self._lock = threading.Lock()
         self._in_flight = 0
         self._service_s = 0.0
+        self._cpu_s = 0.0
+        self._loop_s = 0.0
+        self._n_left = 0
 
     def check(self, deadline: Deadline, priority: Priority = "interactive") -> None:
         """Takes no place: a body that is slow to come must not keep others out.
@@ -75,12 +80,32 @@ class Admission:
     def leave(self) -> None:
         """Gives back the place of a request that was answered, or failed."""
         self._in_flight -= 1
+        self._n_left += 1
         self._metrics.in_flight.set(self._in_flight)
 
     def predicted_wait_s(self) -> float:
-        """How long a request that came now would wait for a worker."""
+        """How long a request that came now would wait: for a worker, and for the loop to get to it."""
         before = self._in_flight - self._n_threads + 1
-        return max(0, before) * self._service_s / self._n_threads
+        return max(0, before) * self._pace_s()
+
+    def _pace_s(self) -> float:
+        """Time from one answer to the next while a queue waits.
+
+        Workers and loop may have to share one core, so their processor times add up; a worker's time by the clock may
+        be longer still, beside other processes.
+        """
+        return max(self._service_s / self._n_threads, self._cpu_s / self._n_threads + self._loop_s)
+
+    def observe_loop(self, cpu_s: float) -> None:
+        """Takes the time of a processor that the event loop has used since the last call.
+
+        Bodies, answers and refusals are the loop's work, and under load they are a queue of their own: predicted by the
+        workers' time alone, waits came out half as long as they were.
+        """
+        if self._n_left >= LEAST_ANSWERED:
+            weight = LOOP_SMOOTHING if self._loop_s else 1.0
+            self._loop_s += weight * (cpu_s / self._n_left - self._loop_s)
+        self._n_left = 0
 
     async def run(self, work: Callable[[], Result], deadline: Deadline) -> Result:
         """The result of `work`, run whole in one worker thread.
@@ -90,7 +115,7 @@ class Admission:
         queued_s = time.monotonic()
 
         def job() -> Result:
-            started_s = time.monotonic()
+            started_s, started_cpu_s = time.monotonic(), time.thread_time()
             self._metrics.queue_seconds.observe(started_s - queued_s)
             if deadline.passed():
                 self._metrics.shed.labels("expired").inc()
@@ -98,15 +123,16 @@ class Admission:
             try:
                 return work()
             finally:
-                self.observe(time.monotonic() - started_s)
+                self.observe(time.monotonic() - started_s, time.thread_time() - started_cpu_s)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, job)
 
-    def observe(self, service_s: float) -> None:
-        """Takes one service time into the moving mean; the golden replay gives the first."""
+    def observe(self, service_s: float, cpu_s: float | None = None) -> None:
+        """Takes one service time into the moving mean; the golden replay gives the first. `cpu_s`: the processor's."""
         with self._lock:
             weight = SMOOTHING if self._service_s else 1.0
             self._service_s += weight * (service_s - self._service_s)
+            self._cpu_s += weight * ((service_s if cpu_s is None else cpu_s) - self._cpu_s)
             self._metrics.service_time.set(self._service_s)
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError, DaianError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
+from service.process_tuning import calm_the_collector, stand_behind_the_loop
 from service.quotas import TenantQuotas
 from service.redis_client import StoreSettings, check_settings, with_password
 from service.request_log import RequestLog
@@ -57,6 +58,9 @@ def create_app_from_environment() -> "FastAPI | ByPort":
     """The app of one uvicorn worker; two of them on one set of parts when there is an admin port."""
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
+    import sys
+
+    sys.setswitchinterval(float(os.environ.get("SWI", "0.005")))
     app = create_app(settings, drains=True)
     return app if settings.admin_port is None else ByPort(app, create_admin_app(app.state.parts), settings.admin_port)
 
@@ -165,7 +169,7 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
     metrics = Metrics()
     key = settings.id_hash_key
     switch, store = RuntimeSwitch(metrics), store or make_store(settings, metrics)
-    admission = Admission(settings.scorer_concurrency, metrics, use_one_thread, settings.deadline_ms / 1000)
+    admission = Admission(settings.scorer_concurrency, metrics, prepare_worker, settings.deadline_ms / 1000)
     shared = Shared(store, admission, RequestLog(settings.request_log, metrics), metrics)
     return Parts(
         settings=settings,
@@ -178,6 +182,12 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
         hash_user=UserHasher(key.get_secret_value().encode() if key else None),
         gate=Gate(KeyRing(settings.keys_file), make_quotas(settings, metrics)),
     )
+
+
+def prepare_worker() -> None:
+    """What each worker thread does first."""
+    use_one_thread()
+    stand_behind_the_loop()
 
 
 def make_quotas(settings: Settings, metrics: Metrics) -> TenantQuotas:
@@ -251,6 +261,7 @@ class StoreSignals:
 @contextlib.asynccontextmanager
 async def running(parts: Parts) -> AsyncIterator[None]:
     """Opens the bundle and the log, keeps the heartbeat, and closes everything in the opposite order."""
+    calm_the_collector()
     _open_gate(parts.gate)
     parts.request_log.open()
     tasks = [asyncio.create_task(_heartbeat(parts)), asyncio.create_task(_watch_keys(parts.gate))]
@@ -296,10 +307,11 @@ def swap_on_sighup(swap: BundleSwap) -> None:
 
 
 async def _heartbeat(parts: Parts) -> None:
-    """Measures how late the event loop wakes up; the probes answer from it."""
+    """Measures how late the event loop wakes up, from which the probes answer, and what it costs, for admission."""
     while True:
-        before_s = time.monotonic()
+        before_s, before_cpu_s = time.monotonic(), time.thread_time()
         await asyncio.sleep(HEARTBEAT_S)
+        parts.admission.observe_loop(time.thread_time() - before_cpu_s)
         lag_s = max(0.0, time.monotonic() - before_s - HEARTBEAT_S)
         parts.health.loop_lag_s = lag_s
         parts.metrics.loop_lag.set(lag_s)

@@ -123,8 +123,12 @@ def _instance(error: BaseException, exchange: Exchange) -> str:
 
 def header_request_id(request: Request) -> str:
     """The caller's X-Request-Id when it is plain text of a sane length, else a new one."""
-    found = request.headers.get("x-request-id", "")
-    return found if _REQUEST_ID.fullmatch(found) else new_request_id()
+    return header_id(request.headers.get("x-request-id", ""))
+
+
+def header_id(asked: str) -> str:
+    """The same, of the header's value; "" without one."""
+    return asked if _REQUEST_ID.fullmatch(asked) else new_request_id()
 
 
 def _header_text(request_id: str) -> str:

@@ -5,7 +5,7 @@ reads the wall clock. Probes are `async` and ask nobody: no dependency decides o
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter
@@ -14,13 +14,13 @@ from starlette.responses import Response
 
 from service.api import docs, openapi
 from service.api.bodies import FORM, JSON, NDJSON, parse, parse_events, read_body, service_error
+from service.api.doorway import LABEL, RANK_PATHS, deadline_from
 from service.api.exchange import Exchange, Handler, endpoint, new_request_id
 from service.api.gate import Needed
 from service.api.parts import Parts
 from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, MAX_ID_BYTES, BehaviourEvent, RankRequest
 from service.behaviour_codec import BehaviourEvent as StoredEvent
 from service.behaviour_codec import StoredBehaviour, canonical_id
-from service.deadline import Deadline
 from service.errors import (
     CandidatesLimit,
     Draining,
@@ -58,8 +58,8 @@ def router(parts: Parts) -> APIRouter:
             name=f"{method} {path}",
         )
 
-    for path in ("/v1/rank", "/rank"):
-        add("POST", path, rank, "/v1/rank", "rank")
+    for path in RANK_PATHS:
+        add("POST", path, rank, LABEL, "rank")
     for path in ("/v1/events", "/events"):
         add("POST", path, events, "/v1/events", "events")
     add("DELETE", "/v1/users/{id:path}", erase_user, "/v1/users/{id}", "erase")
@@ -90,14 +90,13 @@ async def rank(exchange: Exchange) -> Response:
     exchange.headers["Daian-Model"] = f"{quote(runtime.label, safe='@._-')};variant=live"
     with timer.stage("admit"):
         header_ms, priority = exchange.number_header("x-timeout-ms"), exchange.priority()
-        parts.admission.check(_deadline(arrived_s, (header_ms,), parts.settings), priority)
     body, _ = await read_body(exchange.request, parts.settings.max_body_bytes, (JSON, FORM))
     with timer.stage("parse"):
         asked = parse(RankRequest, body)
         question = question_of(asked, exchange, runtime, requested_at)
         exchange.request_id = question.request_id
     with timer.stage("admit"):
-        deadline = _deadline(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
+        deadline = deadline_from(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
         parts.admission.enter(deadline, priority)
     try:
         ranking = await runtime.ranker.rank(question, deadline, timer)
@@ -105,13 +104,6 @@ async def rank(exchange: Exchange) -> Response:
         parts.admission.leave()
     _describe(exchange, ranking, question)
     return exchange.answer(rank_answer(ranking, question, runtime, timer.rounded()))
-
-
-def _deadline(arrived_s: float, asked_ms: Sequence[float | None], settings: Settings) -> Deadline:
-    """From arrival on: the smallest that was asked for, else the setting's, within our own limit."""
-    given = [budget_ms for budget_ms in asked_ms if budget_ms is not None]
-    budget_ms = min([*(given or [settings.deadline_ms]), settings.max_deadline_ms])
-    return Deadline(arrived_s + budget_ms / 1000)
 
 
 def question_of(asked: RankRequest, exchange: Exchange, runtime: Runtime, requested_at: int) -> Question:

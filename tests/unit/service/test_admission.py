@@ -136,11 +136,35 @@ def test_g3_prefetches_with_the_rights_of_people_push_people_out(monkeypatch: py
 
 def test_prefetches_wait_for_a_share_of_what_people_have_however_patient_they_are() -> None:
     admission = Admission(1, Metrics(), usual_deadline_s=0.1)
-    admission.observe(0.02)
+    admission.observe(0.005)
     admission.enter(Deadline.after_ms(2000), "prefetch")
-    assert 0.02 * module.SAFETY < module.SHARE_OF_PREFETCH * 0.1
-    admission.enter(Deadline.after_ms(2000), "prefetch")  # waits 20 ms
+    assert 0.005 * module.SAFETY < module.SHARE_OF_PREFETCH * 0.1
+    admission.enter(Deadline.after_ms(2000), "prefetch")  # waits 5 ms
     with pytest.raises(Overloaded):
-        admission.enter(Deadline.after_ms(2000), "prefetch")  # would wait 40
+        admission.enter(Deadline.after_ms(2000), "prefetch")  # would wait 10
     admission.enter(Deadline.after_ms(100), "interactive")
     admission.close()
+
+
+def wait_behind_ten(loop_cpu_s: float, n_answered: int = 10) -> float:
+    admission = make(service_s=0.001)
+    for _ in range(n_answered):
+        admission.enter(Deadline.after_ms(1000))
+        admission.leave()
+    admission.observe_loop(loop_cpu_s)
+    for _ in range(10):
+        admission.enter(Deadline.after_ms(1000))
+    return admission.predicted_wait_s()
+
+
+def test_what_the_event_loop_needs_is_waited_for_too() -> None:
+    assert wait_behind_ten(loop_cpu_s=0.02) == pytest.approx(10 * (0.001 + 0.002))
+    assert wait_behind_ten(loop_cpu_s=0.02, n_answered=1) == pytest.approx(10 * 0.001)  # one says nothing about ten
+
+
+def test_a_worker_that_the_clock_finds_slow_is_slow() -> None:
+    admission = Admission(1, Metrics())
+    admission.observe(0.01, cpu_s=0.001)  # beside other processes
+    for _ in range(10):
+        admission.enter(Deadline.after_ms(1000))
+    assert admission.predicted_wait_s() == pytest.approx(0.1)

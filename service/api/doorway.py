@@ -1,0 +1,89 @@
+"""Doorway: turns rankings away that have no chance, before anything is made for them.
+
+Around the app of `app.py`, in front of routing, keys and quotas: in an overload most requests end here, and what each
+of them costs is taken from those that are answered. So the answer is made from a few bytes; it is counted like every
+other, and not written to the log, where thousands a second would be the next overload. Whoever passes is looked at
+again behind its body (`routes.rank`) and in front of its worker.
+"""
+
+import time
+from collections.abc import Sequence
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.admission import Priority
+from service.api.exchange import PROBLEM, header_id
+from service.api.parts import Parts
+from service.deadline import Deadline
+from service.errors import Overloaded, problem_of
+from service.settings import Settings
+
+RANK_PATHS = ("/v1/rank", "/rank")
+LABEL = RANK_PATHS[0]
+_PRIORITIES: dict[bytes, Priority] = {b"": "interactive", b"interactive": "interactive", b"prefetch": "prefetch"}
+
+
+def deadline_from(arrived_s: float, asked_ms: Sequence[float | None], settings: Settings) -> Deadline:
+    """From arrival on: the smallest that was asked for, else the setting's, within our own limit."""
+    given = [budget_ms for budget_ms in asked_ms if budget_ms is not None]
+    budget_ms = min([*(given or [settings.deadline_ms]), settings.max_deadline_ms])
+    return Deadline(arrived_s + budget_ms / 1000)
+
+
+class Doorway:
+    """An ASGI app that answers 503 `overloaded` itself and leaves all else to the app behind it."""
+
+    def __init__(self, app: ASGIApp, parts: Parts) -> None:
+        self._app = app
+        self._parts = parts
+        labels = (LABEL, "503", "live", "other")
+        self._requests = parts.metrics.requests.labels(*labels)
+        self._seconds = parts.metrics.request_seconds.labels(*labels)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        for message in refusal:
+            await send(message)
+
+    def _refusal(self, scope: Scope) -> Sequence[Message] | None:
+        """The answer to a ranking without a chance; None for others, and for headers that deserve another answer."""
+        if scope["type"] != "http" or scope["path"] not in RANK_PATHS or scope["method"] != "POST":
+            return None
+        if self._parts.admission.predicted_wait_s() <= 0:
+            return None
+        arrived_s, headers = time.monotonic(), dict(scope["headers"])
+        priority = _PRIORITIES.get(headers.get(b"x-priority", b"").strip().lower())
+        try:
+            asked_ms = float(headers[b"x-timeout-ms"]) if b"x-timeout-ms" in headers else None
+        except ValueError:
+            return None
+        if priority is None or (asked_ms is not None and not 0 < asked_ms < 1e9):
+            return None
+        try:
+            self._parts.admission.check(deadline_from(arrived_s, (asked_ms,), self._parts.settings), priority)
+        except Overloaded as error:
+            return self._answer(error, scope["path"], headers.get(b"x-request-id", b""), arrived_s)
+        return None
+
+    def _answer(self, error: Overloaded, path: str, asked_id: bytes, arrived_s: float) -> Sequence[Message]:
+        request_id = header_id(asked_id.decode("latin-1"))
+        body = orjson.dumps(problem_of(error, path, request_id))
+        seconds = time.monotonic() - arrived_s
+        headers = [
+            (b"content-type", PROBLEM.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (b"retry-after", b"%d" % max(1, -(-error.retry_after_ms // 1000))),
+            (b"x-request-id", request_id.encode()),
+            (b"cache-control", b"no-store"),
+            (b"server-timing", b"total;dur=%.3f" % (seconds * 1000)),
+        ]
+        if self._parts.health.draining:
+            headers.append((b"connection", b"close"))
+        self._requests.inc()
+        self._seconds.observe(seconds)
+        start = {"type": "http.response.start", "status": 503, "headers": headers}
+        return start, {"type": "http.response.body", "body": body}
