@@ -100,8 +100,14 @@ $(WORLD)/dataset.json:
 $(BUNDLES)/current:
 	@$(MAKE) --no-print-directory export ARGS=
 
-serve: $(READY) | $(BUNDLES)/current  ## serve BUNDLES on 127.0.0.1:8000 with an embedded Valkey; makes a bundle when there is none
-	@$(BIN)/daian serve $(BUNDLES) $(ARGS)
+# What is served: BUNDLES; where nobody named it and it is not there, the newest that the demo left.
+DEMO_BUNDLES = $(patsubst %/current,%,$(shell ls -t artifacts/demo/bundles-*/current 2>/dev/null | head -n 1))
+IS_DEMO = $(if $(wildcard $(BUNDLES)/current),,$(if $(filter file,$(origin BUNDLES)),$(DEMO_BUNDLES)))
+SERVED = $(or $(IS_DEMO),$(BUNDLES))
+
+serve: $(READY) | $(SERVED)/current  ## serve BUNDLES, or what the demo made, on 127.0.0.1:8000 with an embedded Valkey; makes a bundle when there is none
+	@echo "bundles: $(SERVED)$(if $(IS_DEMO), (the demo made them; with its users in the store: make demo ARGS=--serve))"
+	@$(BIN)/daian serve $(SERVED) $(ARGS)
 
 load: $(READY) | $(BUNDLES)/current  ## RATE ranks and clicks a second for LOAD_TIME at PORT; starts the service when none answers
 	@mkdir -p artifacts

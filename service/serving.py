@@ -67,7 +67,7 @@ def serve(store_folder: Path) -> int:
         if settings.redis_url is None:
             url = stack.enter_context(embedded_store(store_folder))
             os.environ[variable("redis_url")] = url
-            print(f"behaviours: embedded Valkey in {store_folder} (DAIAN_REDIS_URL names another store)", flush=True)
+            print(f"behaviours: embedded Valkey at {url} (DAIAN_REDIS_URL names another store)", flush=True)
         if settings.workers > 1:
             stack.enter_context(_shared_metrics())
         return _listen(settings)
