@@ -102,6 +102,7 @@ def rank(
     user: str | None = None,
     top_k: int | None = None,
     deadline_ms: int | None = None,
+    key_file: Path | None = None,
     url: Url = DEFAULT_URL,
     as_json: Json = False,
 ) -> int:
@@ -119,11 +120,13 @@ def rank(
         How many items.
     deadline_ms
         How long the service may take.
+    key_file
+        File that holds the API key and nothing else, where the service asks for one.
     """
     asked: dict[str, object] = {"trigger": trigger, "user": user}
     asked |= {"candidates": list(candidates)} if candidates else {}
     asked |= {name: value for name, value in {"top_k": top_k, "deadline_ms": deadline_ms}.items() if value is not None}
-    status, answer = _post(f"{url}/v1/rank", json.dumps(asked).encode(), "application/json")
+    status, answer = _post(f"{url}/v1/rank", json.dumps(asked).encode(), "application/json", key_file)
     if status == 200 and not as_json:
         _print_ranking(answer)
     else:
@@ -131,7 +134,7 @@ def rank(
     return 0 if status == 200 else 1
 
 
-def send(file: Path, /, *, url: Url = DEFAULT_URL, batch: int = 1000) -> int:
+def send(file: Path, /, *, key_file: Path | None = None, url: Url = DEFAULT_URL, batch: int = 1000) -> int:
     """Send events to a running service and say what it refused and why; repeating a file changes nothing.
 
     Parameters
@@ -140,10 +143,14 @@ def send(file: Path, /, *, url: Url = DEFAULT_URL, batch: int = 1000) -> int:
         NDJSON, one event a line; `-` is standard input.
     batch
         Events per call, at most 1000.
+    key_file
+        File that holds the API key and nothing else, where the service asks for one.
     """
     from service.event_sending import send_events, shown
 
-    sent = send_events(_lines(file), lambda body: _post(f"{url}/v1/events", body, "application/x-ndjson"), batch)
+    sent = send_events(
+        _lines(file), lambda body: _post(f"{url}/v1/events", body, "application/x-ndjson", key_file), batch
+    )
     _print_json(shown(sent))
     return 0 if sent.is_whole else 1
 
@@ -480,12 +487,15 @@ def _store_settings() -> Any:
 # --- talking to a service, printing -----------------------------------------------------------------------------------
 
 
-def _post(address: str, body: bytes, media_type: str) -> tuple[int, dict[str, Any]]:
+def _post(address: str, body: bytes, media_type: str, key_file: Path | None = None) -> tuple[int, dict[str, Any]]:
     """Status and JSON of a call. Raises FileNotFoundError when nobody answers."""
     import httpx
 
+    headers = {"content-type": media_type}
+    if key_file is not None:
+        headers["authorization"] = f"Bearer {key_file.read_text(encoding='utf-8').strip()}"
     try:
-        answer = httpx.post(address, content=body, headers={"content-type": media_type}, timeout=10.0)
+        answer = httpx.post(address, content=body, headers=headers, timeout=10.0)
     except httpx.TransportError as error:
         raise FileNotFoundError(f"no service answers at {address} ({error}): start one with `daian serve`") from error
     return answer.status_code, answer.json()

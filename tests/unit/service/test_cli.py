@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cyclopts
+import httpx
 import pytest
 
 from service import cli, commands
@@ -123,7 +124,7 @@ def test_events_that_are_refused_are_printed_with_reason_and_lines(
     refused = {"index": 1, "code": "too_old", "detail": "time is 20 days ago"}
     asked: list[tuple[str, bytes, str]] = []
 
-    def post(address: str, body: bytes, media_type: str) -> tuple[int, dict[str, object]]:
+    def post(address: str, body: bytes, media_type: str, _: Path | None) -> tuple[int, dict[str, object]]:
         asked.append((address, body, media_type))
         return 200, {**answer, "rejected": [refused] if b"old" in body else []}
 
@@ -137,6 +138,25 @@ def test_events_that_are_refused_are_printed_with_reason_and_lines(
     file.write_text("new\n")
     assert cli.run(["events", "send", str(file)]) == cli.DONE
     assert json.loads(capsys.readouterr().out) == {**answer, "rejected": 0}
+
+
+@pytest.mark.parametrize("verb", [["rank", "i0"], ["events", "send", "{events}"]])
+def test_a_key_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]) -> None:
+    sent: list[dict[str, str]] = []
+
+    def post(_: str, headers: dict[str, str], **__: object) -> httpx.Response:
+        sent.append(headers)
+        return httpx.Response(401, json={"code": "unauthenticated"})
+
+    monkeypatch.setattr(httpx, "post", post)
+    events, key = tmp_path / "events.ndjson", tmp_path / "key"
+    events.write_text("{}\n")
+    key.write_text("dk_secret\n")
+    arguments = [word.format(events=events) for word in verb]
+    assert cli.run([*arguments, "--key-file", str(key)]) == cli.FAILED
+    assert cli.run(arguments) == cli.FAILED
+    assert [headers.get("authorization") for headers in sent] == ["Bearer dk_secret", None]
+    assert cli.run([*arguments, "--key-file", str(tmp_path / "none")]) == cli.MISSING
 
 
 def test_doctor_sees_a_good_bundle(
