@@ -35,7 +35,7 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 async def read_body(request: Request, limit: int, accepted: Iterable[str]) -> tuple[bytes, str]:
-    """The body and its media type ("" reads as JSON).
+    """The body and its media type (no header reads as JSON).
 
     Raises UnsupportedMediaType, UnsupportedEncoding, or BodyTooLarge: at once when Content-Length says so, else at the
     first byte too many.
@@ -61,13 +61,18 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def _media_type(request: Request, accepted: Iterable[str]) -> str:
-    found = request.headers.get("content-type", "").partition(";")[0].strip().lower() or JSON
-    allowed = tuple(accepted)
-    if found not in allowed:
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    found, allowed = said or JSON, tuple(accepted)
+    # A browser sends a page's body with these to any address without asking it first; `curl` has no Origin.
+    if found not in allowed or (said in ("", FORM) and _is_from_a_page(request)):
         raise UnsupportedMediaType(f"send the body as {' or '.join(one for one in allowed if one != FORM)}")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise UnsupportedEncoding("send the body uncompressed, without Content-Encoding")
     return found
+
+
+def _is_from_a_page(request: Request) -> bool:
+    return "origin" in request.headers
 
 
 def parse(shape: type[Shape], body: bytes) -> Shape:

@@ -189,7 +189,7 @@ async def events(exchange: Exchange) -> Response:
     """`POST /v1/events`: 200 means stored and visible to the next ranking."""
     parts = exchange.parts
     now = time.time_ns() // 1_000_000
-    body, media_type = await read_body(exchange.request, EVENTS_BODY_BYTES, (JSON, NDJSON))
+    body, media_type = await read_body(exchange.request, EVENTS_BODY_BYTES, (JSON, FORM, NDJSON))
     with exchange.timer.stage("parse"):
         accepted, rejected = _judged(parse_events(body, media_type), now, parts.settings.behaviours_window_days)
     with exchange.timer.stage("behaviours"):

@@ -177,10 +177,41 @@ def test_b7_compressed_bodies_are_415(call: Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
 
 
-def test_curl_without_a_media_type_may_rank_but_not_store(call: Client) -> None:
-    form = {"content-type": "application/x-www-form-urlencoded"}
-    assert call("POST", "/rank", content=b'{"trigger": "i0"}', headers=form).status_code == 200
-    assert call("POST", "/events", content=b'{"events": []}', headers=form).status_code == 415
+CURL: list[dict[str, str]] = [{}, {"content-type": "application/x-www-form-urlencoded"}]
+
+
+def what_curl_sends(number: int) -> dict[str, bytes]:
+    """Bodies by path; each number is another event."""
+    event = {"event_id": "c", "type": "click", "user": "u-curl", "item": f"i{number}", "time": int(time.time() * 1000)}
+    return {"/rank": b'{"trigger": "i0"}', "/events": json.dumps({"events": [event]}).encode()}
+
+
+@pytest.mark.parametrize("headers", CURL)
+def test_curl_needs_no_media_type(call: Client, headers: dict[str, str]) -> None:
+    answers = {
+        path: call("POST", path, content=body, headers=headers)
+        for path, body in what_curl_sends(CURL.index(headers)).items()
+    }
+    assert {answer.status_code for answer in answers.values()} == {200}
+    assert answers["/events"].json()["accepted"] == 1
+
+
+@pytest.mark.parametrize("headers", CURL)
+def test_a_page_of_another_site_cannot_send_without_being_asked(
+    call: Client, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With these a browser does not ask the service first (CORS preflight); with JSON it does, and gets no leave."""
+    bodies_of = what_curl_sends(2 + CURL.index(headers))
+    from_a_page = {**headers, "origin": "https://elsewhere.example"}
+
+    def statuses() -> set[int]:
+        return {call("POST", path, content=body, headers=from_a_page).status_code for path, body in bodies_of.items()}
+
+    assert statuses() == {415}
+    json_from_a_page = {"content-type": "application/json", "origin": "http://localhost:8000"}
+    assert call("POST", "/rank", content=bodies_of["/rank"], headers=json_from_a_page).status_code == 200
+    monkeypatch.setattr(bodies, "_is_from_a_page", lambda _: False)
+    assert statuses() == {200}
 
 
 @pytest.mark.parametrize(
