@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from service.bundle_signature import check_folder, signed_check
 from service.bundle_trial import Trial, TrialPlan, check_room
-from service.contract.bundle import is_version, list_bundles, list_files, point_to, read_pointer
+from service.contract.bundle import MANIFEST, Bundle, is_version, list_bundles, list_files, point_to, read_pointer
 from service.contract.errors import BundleError, DaianError
 from service.contract.rules import HistoryRules
 from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, VersionConflict
@@ -225,6 +225,8 @@ class BundleSwap:
         self._check_name(path)
         opened = (path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
         runtime = open_runtime(*opened, is_first, self._check_signed)
+        if _is_folder_of_bundles(bundle_root(settings)):
+            _check_place(runtime.bundle)
         check_kept(runtime.encoder.rules, settings)
         return runtime
 
@@ -287,6 +289,15 @@ def give_memory_back() -> None:
     """Returns freed memory to the system where the C library can (glibc): else each swap would leave some behind."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check_place(bundle: Bundle) -> None:
+    """The pointer names name and version: of a copy under another one it would lead to the wrong folder."""
+    if (bundle.name, bundle.version) != (bundle.path.parent.name, bundle.path.name):
+        raise BundleError(
+            f"{bundle.path / MANIFEST} is that of {bundle.name}@{bundle.version}: copy a bundle under its own name and "
+            "version, or export it under the new one"
+        )
 
 
 def _is_folder_of_bundles(root: Path) -> bool:

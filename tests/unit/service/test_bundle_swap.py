@@ -214,6 +214,10 @@ def other_schema(path: Path) -> None:
     rehash(path, fingerprint="0" * 64)
 
 
+def other_version(path: Path) -> None:
+    rehash(path, version="v1")
+
+
 def missing(path: Path) -> None:
     (path / "golden.jsonl").unlink()
 
@@ -230,6 +234,7 @@ BAD = {
     not_a_number: r"golden\.jsonl, line 1 .*differ by nan",
     older_contract: "contract_version is 0",
     other_schema: "fingerprint is",
+    other_version: r"manifest\.json is that of daian@v1: copy",
     missing: r"golden\.jsonl is missing",
     not_an_encoder: "v2",
 }
