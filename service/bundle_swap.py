@@ -226,7 +226,7 @@ class BundleSwap:
         opened = (path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
         runtime = open_runtime(*opened, is_first, self._check_signed)
         if _is_folder_of_bundles(bundle_root(settings)):
-            _check_place(runtime.bundle)
+            check_place(runtime.bundle)
         check_kept(runtime.encoder.rules, settings)
         return runtime
 
@@ -291,7 +291,7 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _check_place(bundle: Bundle) -> None:
+def check_place(bundle: Bundle) -> None:
     """The pointer names name and version: of a copy under another one it would lead to the wrong folder."""
     if (bundle.name, bundle.version) != (bundle.path.parent.name, bundle.path.name):
         raise BundleError(

@@ -417,12 +417,15 @@ def _current(root: Path) -> Path | None:
 
 
 def _point_to(root: Path, path: Path) -> int:
+    from service.bundle_swap import check_place
     from service.contract.bundle import point_to, read_bundle
     from service.doctor import verify
     from service.settings import Settings
 
     verify(path, Settings())  # with the signature, where this environment names a key
-    point_to(root, read_bundle(path))
+    bundle = read_bundle(path)
+    check_place(bundle)
+    point_to(root, bundle)
     print(
         f"current: {path.parent.name}@{path.name}; services that follow this folder take it within DAIAN_BUNDLE_POLL_S"
     )

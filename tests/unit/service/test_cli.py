@@ -1,6 +1,7 @@
 """The `daian` command: verbs, exit codes, and what it says when something is missing."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def test_bundles_are_verified_listed_promoted_and_rolled_back(
     (second.path / "golden.jsonl").write_text("{}\n")
     assert cli.run(["bundle", "promote", str(root), "v2"]) == cli.MISSING
     assert cli.run(["bundle", "verify", str(second.path)]) == cli.FAILED
+
+
+def test_a_copy_under_another_version_is_not_promoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_small_bundle(tmp_path, version="v1")
+    pointer = (tmp_path / "current").read_bytes()
+    shutil.copytree(first.path, first.path.with_name("v2"))
+    assert cli.run(["bundle", "promote", str(tmp_path), "v2"]) != cli.DONE
+    assert "v2/manifest.json is that of daian@v1" in capsys.readouterr().err
+    assert (tmp_path / "current").read_bytes() == pointer
 
 
 def test_a_folder_of_bundles_that_is_missing_or_empty_is_said(
