@@ -60,7 +60,8 @@ def one_candidate_a_request() -> Iterator[None]:
         pad=lambda _, x: x.unsqueeze(1),
         unpad=lambda _, x: x.squeeze(1),
     )
-    with layout, patch.object(DinAttention, "_unit", unit_of_pairs):
+    unit = patch.multiple(DinAttention, key_part=lambda unit, keys: unit.key_term(keys), _unit=unit_of_pairs)
+    with layout, unit:
         yield
 
 

@@ -70,45 +70,81 @@ class DinAttention(nn.Module):
         weights = (self.query_term.weight, self.key_term.weight, self.product_term)
         return [(weight, width, first) for weight in weights]
 
-    def key_part(self, keys: Float[Tensor, "R L D"]) -> Float[Tensor, "R L E"]:
-        """What is made once per request: the unit's term of the keys (the keys themselves for "dot")."""
-        return self.key_term(keys) if self.flavour == "mlp" else keys
+    def key_part(self, keys: Float[Tensor, "R L D"]) -> Float[Tensor, "R L _"]:
+        """What is made once per request: the unit's term of the keys, [R L E] (the keys themselves for "dot").
+
+        For one request alone the whole first layer becomes one of the query, [1 L E*(D+1)] with the bias behind each
+        row: a page of candidates is then a single GEMM, ReLU included.
+        """
+        if self.flavour == "dot":
+            return keys
+        if len(keys) > 1:
+            terms: Tensor = self.key_term(keys)
+            return terms
+        weights = keys.unsqueeze(2) * self.product_term + self.query_term.weight  # [1 L 1 D] * [E D] + [E D]
+        biases = self.key_term(keys) + self.query_term.bias
+        return torch.cat([weights, biases.unsqueeze(-1)], dim=-1).flatten(2)
 
     def forward(
         self,
         queries: Float[Tensor, "R C Q"],
         keys: Float[Tensor, "R L D"],
-        key_part: Float[Tensor, "R L E"],
+        key_part: Float[Tensor, "R L _"],
         mask: Bool[Tensor, "R L"],
     ) -> Float[Tensor, "R C D"]:
-        """C queries per request over its L behaviours."""
+        """C queries per request over its L behaviours; `key_part` of the same keys."""
         mapped = self.query(queries)
         scores = self._unit(mapped, keys, key_part) if self.flavour == "mlp" else mapped @ keys.transpose(1, 2)
-        weights = masked_softmax(scores * self.scale, mask.unsqueeze(1))
-        return weights @ keys
+        return self._pooled(scores, keys, mask)
+
+    def one_per_request(
+        self, query: Float[Tensor, "R Q"], keys: Float[Tensor, "R L D"], mask: Bool[Tensor, "R L"]
+    ) -> Float[Tensor, "R D"]:
+        """A single query per request, such as the trigger: nothing is worth making once for it."""
+        mapped = self.query(query).unsqueeze(1)
+        if self.flavour == "dot":
+            scores = mapped @ keys.transpose(1, 2)
+        else:
+            hidden = self._by_pair(mapped, keys, self.key_term(keys))
+            scores = self.rest(hidden).view(len(keys), 1, keys.shape[1])
+        return self._pooled(scores, keys, mask).squeeze(1)
+
+    def _pooled(self, scores: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        return masked_softmax(scores * self.scale, mask.unsqueeze(1)) @ keys
 
     def _unit(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
-        many = len(keys) == 1 or q.shape[1] >= len(self.product_term)
-        products = self._products_by_behaviour if many else self._products_by_pair
-        scores: Tensor = self.rest(torch.relu(products(q, keys, key_part))).squeeze(-1)
-        return scores
+        if len(keys) == 1:
+            hidden = self._of_one_request(q, key_part)
+        elif q.shape[1] < len(self.product_term):
+            hidden = self._by_pair(q, keys, key_part)
+        else:
+            hidden = self._by_behaviour(q, keys, key_part)
+        scores: Tensor = self.rest(hidden)
+        return scores.view(len(keys), q.shape[1], keys.shape[1])
 
-    def _products_by_behaviour(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+    def _of_one_request(self, q: Tensor, key_part: Tensor) -> Tensor:
+        """For one request: its own layer is in `key_part`. Pairs as rows [C*L E], so that what follows is GEMMs too."""
+        queries = torch.cat([q.squeeze(0), q.new_ones(q.shape[1], 1)], dim=-1)
+        layer = key_part.reshape(-1, queries.shape[1])  # [L*E D+1]
+        hidden = torch.relu(torch.addmm(q.new_zeros(1), queries, layer.T))
+        return hidden.view(-1, len(self.product_term))
+
+    def _by_behaviour(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
         """For many candidates a request: one GEMM against weights made once per behaviour."""
         n_requests, n_behaviours, width = keys.shape
         n_hidden = self.product_term.shape[0]
         weights = keys.unsqueeze(2) * self.product_term  # [R L 1 D] * [E D]
         products = q @ weights.reshape(n_requests, n_behaviours * n_hidden, width).transpose(1, 2)
         hidden = products.reshape(n_requests, -1, n_behaviours, n_hidden)
-        terms: Tensor = self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1)
-        return hidden + terms
+        hidden = hidden + self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1)
+        return torch.relu(hidden).flatten(0, 2)
 
-    def _products_by_pair(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+    def _by_pair(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
         """For fewer candidates a request than hidden units: the weights would outweigh the pairs."""
         pairs = q.unsqueeze(2) * keys.unsqueeze(1)  # [R C 1 D] * [R 1 L D]
         terms: Tensor = self.query_term(q).unsqueeze(2) + key_part.unsqueeze(1)
         hidden = torch.addmm(terms.flatten(0, 2), pairs.flatten(0, 2), self.product_term.T)
-        return hidden.view_as(terms)
+        return torch.relu(hidden)
 
 
 def _stack(width: int, hidden: Sequence[int]) -> nn.Sequential:

@@ -85,7 +85,7 @@ class UserIntentNetwork(nn.Module):
 
     def forward(self, user: Tensor, trigger: Tensor, keys: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """VT_x [R I] in (0, 1) and the logit of p(x) [R 1]."""
-        pooled = self.pool(trigger.unsqueeze(1), keys, self.pool.key_part(keys), mask).squeeze(1)  # eq. 1
+        pooled = self.pool.one_per_request(trigger, keys, mask)  # eq. 1
         gate = torch.sigmoid(self.gate(self.hidden(torch.cat([pooled, user, trigger], dim=-1))))
         return gate, None if self.out is None else self.out(gate)
 

@@ -71,8 +71,7 @@ class Din(nn.Module):
             trigger = self.behaviours.item(inputs.trigger_fields)
             parts.append(trigger)
         if self.config.trigger_attention:
-            pool = self.trigger_attention
-            parts.append(pool(trigger.unsqueeze(1), keys, pool.key_part(keys), mask).squeeze(1))
+            parts.append(self.trigger_attention.one_per_request(trigger, keys, mask))
         state = {
             "history_keys": keys,
             "history_terms": self.target_attention.key_part(keys),

@@ -98,8 +98,7 @@ class R3s(nn.Module):
         request = torch.cat([known, trigger], dim=-1)
         state: State = {}
         if self.config.two_attentions:
-            own = self.trigger_attention
-            pooled = own(trigger.unsqueeze(1), keys, own.key_part(keys), mask).squeeze(1)
+            pooled = self.trigger_attention.one_per_request(trigger, keys, mask)
             known = torch.cat([known, pooled], dim=-1)
             state["history_keys"], state["history_terms"] = keys, self.target_attention.key_part(keys)
             state["history_mask"] = mask

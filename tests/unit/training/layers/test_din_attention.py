@@ -43,11 +43,23 @@ def test_pair_by_pair(n_requests: int, n_candidates: int) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["_products_by_pair", "_products_by_behaviour"])
-def test_saboteur_a_way_without_the_query_term_is_caught(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flavour", ["mlp", "dot"])
+def test_one_query_per_request_is_a_page_of_one(flavour: str) -> None:
+    torch.manual_seed(0)
+    attention = DinAttention(5, 6, flavour, HIDDEN)  # type: ignore[arg-type]
+    queries, keys, mask = torch.randn(3, 5), torch.randn(3, 4, 6), torch.rand(3, 4) < 0.7
+    of_page = attention(queries.unsqueeze(1), keys, attention.key_part(keys), mask)
+    assert torch.allclose(attention.one_per_request(queries, keys, mask), of_page.squeeze(1), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("way", "n_requests", "n_candidates"), [("_by_pair", 2, 3), ("_by_behaviour", 2, 8), ("_of_one_request", 1, 3)]
+)
+def test_saboteur_a_way_that_is_wrong_is_caught(
+    way: str, n_requests: int, n_candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = getattr(DinAttention, way)
-    monkeypatch.setattr(
-        DinAttention, way, lambda self, q, *rest: honest(self, q, *rest) - self.query_term(q).unsqueeze(2)
-    )
+    monkeypatch.setattr(DinAttention, way, lambda *given: torch.relu(honest(*given) - 0.1))
     with pytest.raises(AssertionError):
-        check_against_pairs(2, 3 if way == "_products_by_pair" else 8)
+        check_against_pairs(n_requests, n_candidates)

@@ -130,8 +130,7 @@ def test_two_attentions_hear_the_history_by_candidate_and_by_trigger() -> None:
     blind = {**state, "history_mask": torch.zeros_like(state["history_mask"])}
     assert (model.score(blind, inputs).logits - honest).abs().max() > 1e-3
     keys, mask = model.page.history(inputs)
-    pool = model.trigger_attention
-    pooled = pool(model.page.trigger(inputs).unsqueeze(1), keys, pool.key_part(keys), mask)[0, 0]
+    pooled = model.trigger_attention.one_per_request(model.page.trigger(inputs), keys, mask)[0]
     weight = model.gain.request.weight[:, -keys.shape[-1] :]
     without = state["gain"][0] - weight @ pooled
     known = [model.page.user(inputs.user_fields)[0], model.page.context(inputs.context_fields)[0]]
