@@ -73,17 +73,15 @@ class DinAttention(nn.Module):
     def key_part(self, keys: Float[Tensor, "R L D"]) -> Float[Tensor, "R L _"]:
         """What is made once per request: the unit's term of the keys, [R L E] (the keys themselves for "dot").
 
-        For one request alone the whole first layer becomes one of the query, [1 L E*(D+1)] with the bias behind each
-        row: a page of candidates is then a single GEMM, ReLU included.
+        For one request alone it is the first layer as the query meets it, a matrix for each behaviour, [1 L E*D]: a
+        page of candidates is then a single GEMM, ReLU included.
         """
         if self.flavour == "dot":
             return keys
         if len(keys) > 1:
             terms: Tensor = self.key_term(keys)
             return terms
-        weights = keys.unsqueeze(2) * self.product_term + self.query_term.weight  # [1 L 1 D] * [E D] + [E D]
-        biases = self.key_term(keys) + self.query_term.bias
-        return torch.cat([weights, biases.unsqueeze(-1)], dim=-1).flatten(2)
+        return (keys.unsqueeze(2) * self.product_term + self.query_term.weight).flatten(2)
 
     def forward(
         self,
@@ -114,7 +112,7 @@ class DinAttention(nn.Module):
 
     def _unit(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
         if len(keys) == 1:
-            hidden = self._of_one_request(q, key_part)
+            hidden = self._of_one_request(q, keys, key_part)
         elif q.shape[1] < len(self.product_term):
             hidden = self._by_pair(q, keys, key_part)
         else:
@@ -122,12 +120,11 @@ class DinAttention(nn.Module):
         scores: Tensor = self.rest(hidden)
         return scores.view(len(keys), q.shape[1], keys.shape[1])
 
-    def _of_one_request(self, q: Tensor, key_part: Tensor) -> Tensor:
-        """For one request: its own layer is in `key_part`. Pairs as rows [C*L E], so that what follows is GEMMs too."""
-        queries = torch.cat([q.squeeze(0), q.new_ones(q.shape[1], 1)], dim=-1)
-        layer = key_part.reshape(-1, queries.shape[1])  # [L*E D+1]
-        hidden = torch.relu(torch.addmm(q.new_zeros(1), queries, layer.T))
-        return hidden.view(-1, len(self.product_term))
+    def _of_one_request(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
+        """For one request, whose layer is in `key_part`. Pairs as rows [C*L E], so that what follows is GEMMs too."""
+        biases = (self.key_term(keys) + self.query_term.bias).flatten()  # [L*E]
+        hidden = torch.addmm(biases, q.squeeze(0), key_part.reshape(-1, q.shape[2]).T)
+        return torch.relu(hidden).view(-1, len(self.product_term))
 
     def _by_behaviour(self, q: Tensor, keys: Tensor, key_part: Tensor) -> Tensor:
         """For many candidates a request: one GEMM against weights made once per behaviour."""
