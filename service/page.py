@@ -4,13 +4,12 @@ Called by the ranker in a worker thread. Pure functions over the columns of one 
 "the network did not say", and such candidates stand after all that were scored.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 Rung = Literal["network", "similarity", "popularity", "given"]
 
@@ -75,31 +74,39 @@ def items(scored: Scored, top_k: int, history: History, prior: float) -> list[di
     scored.
     """
     places = order(scored)[:top_k]
+    logits, levels, is_scored = scored.logits[places], scored.levels[places], scored.is_scored[places]
     columns = zip(
-        places.tolist(),
-        scored.logits[places].tolist(),
-        scored.similarity[places].tolist(),
-        scored.levels[places].tolist(),
-        scored.known[places].tolist(),
+        [scored.ids[place] for place in places.tolist()],
+        np.where(is_scored, _sigmoid(logits), prior).tolist(),
+        _or_none(logits, is_scored),
+        _or_none(scored.similarity[places], levels > 0),
+        levels.tolist(),
+        range(1, len(places) + 1),
         _reasons(scored, places, history),
+        (~scored.known[places]).tolist(),
         strict=True,
     )
-    page = []
-    for rank, (place, logit, similarity, level, known, reason) in enumerate(columns, start=1):
-        is_scored = math.isfinite(logit)
-        page.append(
-            {
-                "id": scored.ids[place],
-                "ctr": _sigmoid(logit) if is_scored else prior,
-                "score": logit if is_scored else None,
-                "similarity": similarity if level else None,
-                "level": level,
-                "rank": rank,
-                "reason": reason,
-                "cold": not known,
-            }
-        )
-    return page
+    return [
+        {
+            "id": id_,
+            "ctr": ctr,
+            "score": score,
+            "similarity": similarity,
+            "level": level,
+            "rank": rank,
+            "reason": reason,
+            "cold": cold,
+        }
+        for id_, ctr, score, similarity, level, rank, reason, cold in columns
+    ]
+
+
+def _or_none(values: Float32[np.ndarray, " K"], there: Bool[np.ndarray, " K"]) -> list[float | None]:
+    """Plain numbers where there are any."""
+    found: list[float | None] = values.tolist()
+    for place in np.flatnonzero(~there).tolist():
+        found[place] = None
+    return found
 
 
 def _reasons(scored: Scored, places: Int64[np.ndarray, " K"], history: History) -> list[str]:
@@ -110,15 +117,15 @@ def _reasons(scored: Scored, places: Int64[np.ndarray, " K"], history: History) 
         when_near = "explicit_intent" if history.n_similar else "similar"
         when_far = "implicit_intent" if history.n_used else "popular"
         reasons = np.where(near, when_near, when_far)
-        return [str(reason) for reason in np.where(scored.is_scored[places], reasons, "prior")]
+        found: list[str] = np.where(scored.is_scored[places], reasons, "prior").tolist()
+        return found
     if rung == "similarity":
         return ["similar" if is_near else "prior" for is_near in near]
     return ["popular" if rung == "popularity" else "prior"] * len(places)
 
 
-def _sigmoid(logit: float) -> float:
-    """Click probability of a logit, in (0, 1); written so that neither end overflows."""
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    raised = math.exp(logit)
-    return raised / (1.0 + raised)
+def _sigmoid(logits: Float32[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
+    """Click probabilities in [0, 1]; written so that neither end overflows. NaN stays NaN."""
+    small = np.exp(-np.abs(logits.astype(np.float64)))
+    probability: Float64[np.ndarray, " K"] = np.where(logits >= 0, 1.0, small) / (1.0 + small)
+    return probability

@@ -43,7 +43,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer in plain values; `row` is what was ranked, as a row of the contract."""
+    """The answer in plain values; `row` is what was ranked, as a row of the contract, while it is logged."""
 
     degraded: tuple[str, ...]
     coverage: float
@@ -228,7 +228,7 @@ class Ranker:
             newest_age_s=_newest_age_s(turn) if history.n_used else None,
             n_candidates=len(scored.ids),
             items=items,
-            row=self._row(turn, [str(item["id"]) for item in items]),
+            row=self._row(turn, [str(item["id"]) for item in items]) if self._request_log.is_on else {},
         )
 
     def _intent(self, state: RequestState | None) -> Intent | None:

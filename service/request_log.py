@@ -36,6 +36,11 @@ class RequestLog:
         self._entries: queue.Queue[_Entry | None] = queue.Queue(capacity)
         self._writer: threading.Thread | None = None
 
+    @property
+    def is_on(self) -> bool:
+        """False when rows are not kept anywhere: none need be made."""
+        return self._path is not None
+
     def open(self) -> None:
         """Starts the writer when a file is named."""
         if self._path is not None:

@@ -12,9 +12,10 @@ from service.behaviour_codec import StoredBehaviour
 from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed
-from service.metrics import StageTimer
+from service.metrics import Metrics, StageTimer
 from service.question import Question
 from service.ranker import Ranker, Ranking
+from service.request_log import RequestLog
 from service.runtime import Runtime
 from service.user_store import StoredUser
 from tests.small_bundle import NOW, PRIOR, HandMade, candidate_graph, item_ids, make_encoder, row, write_small_bundle
@@ -99,14 +100,21 @@ def test_same_question_same_answer(runtime: Runtime) -> None:
     assert ask(runtime.ranker).items == ask(runtime.ranker).items
 
 
-def test_stored_behaviours_and_attributes_are_used(runtime: Runtime) -> None:
+@pytest.fixture
+def logging(runtime: Runtime, tmp_path: Path) -> Runtime:
+    """The same, with a log of what was ranked."""
+    runtime.ranker._request_log = RequestLog(tmp_path / "ranked.ndjson", Metrics())
+    return runtime
+
+
+def test_stored_behaviours_and_attributes_are_used(logging: Runtime) -> None:
     class Knowing:
         async def fetch(self, user_id: str, requested_at: int, tenant: str) -> StoredUser:
             assert (user_id, requested_at, tenant) == ("u1", NOW, "main")
             return StoredUser({"city": "hz", "unknown": "x"}, CLICKS)
 
-    runtime.ranker._store = Knowing()  # type: ignore[assignment]
-    ranking = ask(runtime.ranker, candidates=["i3"])
+    logging.ranker._store = Knowing()  # type: ignore[assignment]
+    ranking = ask(logging.ranker, candidates=["i3"])
     assert ranking.n_used == 2
     assert ranking.row["user"] == {"city": "hz", "user": "u1"}
 
@@ -182,9 +190,13 @@ def _expected(candidates: list[str]) -> list[float]:
     return HandMade.for_encoder(encoder).logits(encoder, row(candidates)).tolist()
 
 
-def test_what_was_ranked_is_a_row_of_the_contract_that_encodes_to_the_same(runtime: Runtime) -> None:
-    ranking = ask(runtime.ranker, candidates=["i3", "i9"], behaviours=CLICKS, context={"surface": "home"})
-    inputs = runtime.encoder.encode(RequestBatch.from_rows([ranking.row]))
+def test_what_was_ranked_is_a_row_of_the_contract_that_encodes_to_the_same(logging: Runtime) -> None:
+    ranking = ask(logging.ranker, candidates=["i3", "i9"], behaviours=CLICKS, context={"surface": "home"})
+    inputs = logging.encoder.encode(RequestBatch.from_rows([ranking.row]))
     assert ranking.row["candidates"] == ids(ranking)
     assert (inputs.history_age > 0).sum() == 2
     assert inputs.context_fields[0, 0] >= 2  # "home" is known
+
+
+def test_without_a_log_no_row_is_made(runtime: Runtime) -> None:
+    assert ask(runtime.ranker, candidates=["i3"]).row == {}
