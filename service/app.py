@@ -18,7 +18,6 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -50,7 +49,6 @@ from service.user_store import MemoryUserStore, RedisUserStore, UserStore
 
 HEARTBEAT_S = 0.1
 KEYS_EVERY_S = 1.0
-LAST_REQUESTS_S = 0.25  # at the end of a drain: for connections that were just taken
 KEYS = "keys_file"
 TITLE = "daian"
 _log = logging.getLogger("daian.app")
@@ -284,15 +282,11 @@ async def running(parts: Parts) -> AsyncIterator[None]:
 def drain_on_sigterm(health: Health, drain_s: float) -> None:
     """The first SIGTERM makes us not ready and reaches the server `drain_s` later: balancers look elsewhere meanwhile.
 
-    New connections are taken until shortly before that, so that the last of them can still bring their request.
-
     Called in the main thread, after the server has set its own handler. A second SIGTERM stops at once.
     """
     loop, stop = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
     if not callable(stop):
         return
-
-    server = getattr(stop, "__self__", None)  # uvicorn's handler is a method of its server
 
     def drain(number: int, frame: FrameType | None) -> None:
         if health.draining:
@@ -300,16 +294,8 @@ def drain_on_sigterm(health: Health, drain_s: float) -> None:
             return
         health.draining = True
         loop.call_soon_threadsafe(loop.call_later, drain_s, stop, number, frame)
-        if isinstance(server, uvicorn.Server):
-            loop.call_soon_threadsafe(loop.call_later, max(0.0, drain_s - LAST_REQUESTS_S), _shut_door, server)
 
     signal.signal(signal.SIGTERM, drain)
-
-
-def _shut_door(server: uvicorn.Server) -> None:
-    """Takes no more connections. The server closes idle ones when it stops: one taken just before would be cut off."""
-    for listening in server.servers:
-        listening.close()
 
 
 def swap_on_sighup(swap: BundleSwap) -> None:

@@ -1,17 +1,12 @@
 """Loading the bundle that the settings name, and no other; what a refused start says."""
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
 import pytest
-import uvicorn
 from starlette.types import Message
 
-from service import app as module
-from service.api.parts import Health
-from service.app import create_app, drain_on_sigterm, make_parts
+from service.app import create_app, make_parts
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
 from service.settings import Settings
@@ -85,36 +80,3 @@ def test_a_file_that_is_missing_is_told_in_one_line_and_a_bug_whole(monkeypatch:
     assert told["message"] == "not started: [Errno 2] No such file: 'catalogue.json'"
     [told] = started(Settings(), monkeypatch, RuntimeError("a bug"))
     assert "Traceback" in told["message"]
-
-
-def shut_before_the_stop() -> bool:
-    """Whether, in a drain of half a second, there was a time when no connection was taken and the server still ran."""
-    server, health, seen = uvicorn.Server(uvicorn.Config("none")), Health(), []
-
-    async def drained() -> None:
-        listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        server.servers = [listening]
-        drain_on_sigterm(health, drain_s=0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-        while not server.should_exit:
-            seen.append(listening.is_serving())
-            await asyncio.sleep(0.005)
-        listening.close()
-
-    before = signal.signal(signal.SIGTERM, server.handle_exit)
-    try:
-        asyncio.run(drained())
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert health.draining
-    assert seen[0]
-    return not seen[-1]
-
-
-def test_the_last_connections_before_a_stop_have_time_for_their_request() -> None:
-    assert shut_before_the_stop()
-
-
-def test_otherwise_connections_are_taken_until_they_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LAST_REQUESTS_S", 0.0)
-    assert not shut_before_the_stop()
