@@ -24,7 +24,8 @@ SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
 SHARE_OF_PREFETCH = 0.1  # a page that nobody waits for yet must leave room for those that somebody does
 SMOOTHING = 0.1  # weight of the newest service time
 LOOP_SMOOTHING = 0.3  # weight of the newest look at the event loop
-LEAST_ANSWERED = 5  # in such a look: fewer say nothing about the cost of one
+LEAST_ANSWERED = 5  # between two looks that count: fewer say nothing about the cost of one
+LOOKS = 10  # after so many without enough answers nobody waits for the loop, and what it once cost is forgotten
 
 
 class Admission:
@@ -49,7 +50,9 @@ class Admission:
         self._service_s = 0.0
         self._cpu_s = 0.0
         self._loop_s = 0.0
+        self._loop_cpu_s = 0.0  # since the last look that counted, as the two below
         self._n_left = 0
+        self._n_looks = 0
 
     def check(self, deadline: Deadline, priority: Priority = "interactive") -> None:
         """Takes no place: a body that is slow to come must not keep others out.
@@ -102,10 +105,16 @@ class Admission:
         Bodies, answers and refusals are the loop's work, and under load they are a queue of their own: predicted by the
         workers' time alone, waits came out half as long as they were.
         """
+        self._loop_cpu_s += cpu_s
+        self._n_looks += 1
         if self._n_left >= LEAST_ANSWERED:
             weight = LOOP_SMOOTHING if self._loop_s else 1.0
-            self._loop_s += weight * (cpu_s / self._n_left - self._loop_s)
-        self._n_left = 0
+            self._loop_s += weight * (self._loop_cpu_s / self._n_left - self._loop_s)
+        elif self._n_looks >= LOOKS:
+            self._loop_s *= 1 - LOOP_SMOOTHING
+        else:
+            return
+        self._loop_cpu_s, self._n_left, self._n_looks = 0.0, 0, 0
 
     async def run(self, work: Callable[[], Result], deadline: Deadline) -> Result:
         """The result of `work`, run whole in one worker thread.

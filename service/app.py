@@ -38,11 +38,11 @@ from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError, DaianError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
 from service.metrics import Metrics, UserHasher, configure_logging
-from service.process_tuning import calm_the_collector, stand_behind_the_loop
+from service.process_tuning import calm_the_collector
 from service.quotas import TenantQuotas
 from service.redis_client import StoreSettings, check_settings, with_password
 from service.request_log import RequestLog
-from service.retriever import use_one_thread
+from service.retriever import prepare_worker
 from service.runtime import RuntimeSwitch, Shared
 from service.settings import Settings, read_settings, variable
 from service.user_store import MemoryUserStore, RedisUserStore, UserStore
@@ -58,9 +58,6 @@ def create_app_from_environment() -> "FastAPI | ByPort":
     """The app of one uvicorn worker; two of them on one set of parts when there is an admin port."""
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
-    import sys
-
-    sys.setswitchinterval(float(os.environ.get("SWI", "0.005")))
     app = create_app(settings, drains=True)
     return app if settings.admin_port is None else ByPort(app, create_admin_app(app.state.parts), settings.admin_port)
 
@@ -141,6 +138,7 @@ def create_app(settings: Settings, store: UserStore | None = None, drains: bool 
     if settings.admin_port is None and settings.keys_file is not None:
         routers.append(admin_router(parts))  # without a port of its own only where a key is asked for
     app = _app_of(parts, routers, lifespan)
+    app.add_middleware(Doorway, parts=parts)  # the last one added is the first to be asked
     app.add_middleware(QuietRefusal)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
@@ -159,7 +157,6 @@ def _app_of(parts: Parts, routers: list[APIRouter], lifespan: Lifespan[FastAPI] 
     for one in routers:
         app.include_router(one)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(Doorway, parts=parts)  # the last one added is the first to be asked
     app.add_exception_handler(HTTPException, _not_routed)
     return app
 
@@ -182,12 +179,6 @@ def make_parts(settings: Settings, store: UserStore | None = None) -> Parts:
         hash_user=UserHasher(key.get_secret_value().encode() if key else None),
         gate=Gate(KeyRing(settings.keys_file), make_quotas(settings, metrics)),
     )
-
-
-def prepare_worker() -> None:
-    """What each worker thread does first."""
-    use_one_thread()
-    stand_behind_the_loop()
 
 
 def make_quotas(settings: Settings, metrics: Metrics) -> TenantQuotas:

@@ -9,6 +9,7 @@ not looked at again before it, or the pointer, has changed.
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import math
 import time
@@ -22,11 +23,12 @@ from typing import TypeVar
 from service.bundle_signature import check_folder, signed_check
 from service.bundle_trial import Trial, TrialPlan, check_room
 from service.contract.bundle import MANIFEST, Bundle, is_version, list_bundles, list_files, point_to, read_pointer
+from service.contract.encoder import Encoder
 from service.contract.errors import BundleError, DaianError
 from service.contract.rules import HistoryRules
 from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, VersionConflict
 from service.prerank import PrerankPlan
-from service.retriever import use_one_thread
+from service.retriever import prepare_worker
 from service.runtime import Runtime, RuntimeSwitch, Shared, bundle_to_open, open_runtime
 from service.settings import Settings, SettingsError, variable
 
@@ -55,7 +57,7 @@ class BundleSwap:
         self._switch = switch
         self._trial = trial or Trial(plan)
         self._check_signed = signed_check(settings)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daian-swap", initializer=use_one_thread)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daian-swap", initializer=prepare_worker)
         self._turn = asyncio.Lock()
         self._woken = asyncio.Event()
         self._refused: tuple[object, ...] | None = None
@@ -224,11 +226,13 @@ class BundleSwap:
         settings = self._settings
         self._check_name(path)
         opened = (path, self._shared, settings.chunk, settings.ort_threads, time.time(), prerank_plan(settings))
-        runtime = open_runtime(*opened, is_first, self._check_signed)
-        if _is_folder_of_bundles(bundle_root(settings)):
-            check_place(runtime.bundle)
-        check_kept(runtime.encoder.rules, settings)
-        return runtime
+        return open_runtime(*opened, is_first, self._check_signed, self._check_fits)
+
+    def _check_fits(self, bundle: Bundle, encoder: Encoder) -> None:
+        """Raises BundleError for a sound bundle that this service cannot take."""
+        if _is_folder_of_bundles(bundle_root(self._settings)):
+            check_place(bundle)
+        check_kept(encoder.rules, self._settings)
 
     def _check_name(self, path: Path) -> None:
         if path.parent.name != self._settings.bundle_name:
@@ -286,7 +290,11 @@ def check_kept(rules: HistoryRules, settings: Settings) -> None:
 
 
 def give_memory_back() -> None:
-    """Returns freed memory to the system where the C library can (glibc): else each swap would leave some behind."""
+    """Returns freed memory to the system where the C library can (glibc): else each swap would leave some behind.
+
+    The collector is told to look (process_tuning.py makes it wait long), lest a circle keep a whole bundle.
+    """
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -496,12 +496,20 @@ def _post(address: str, body: bytes, media_type: str, key_file: Path | None = No
 
     headers = {"content-type": media_type}
     if key_file is not None:
-        headers["authorization"] = f"Bearer {key_file.read_text(encoding='utf-8').strip()}"
+        headers["authorization"] = f"Bearer {_key_in(key_file)}"
     try:
         answer = httpx.post(address, content=body, headers=headers, timeout=10.0)
     except httpx.TransportError as error:
         raise FileNotFoundError(f"no service answers at {address} ({error}): start one with `daian serve`") from error
     return answer.status_code, answer.json()
+
+
+def _key_in(file: Path) -> str:
+    """The one key in a file. Raises FileNotFoundError, or ValueError that names the file and never what is in it."""
+    key = file.read_bytes().strip()
+    if not key or any(not 33 <= byte <= 126 for byte in key):
+        raise ValueError(f"{file} must hold one API key on one line and nothing else")
+    return key.decode("ascii")
 
 
 def _lines(file: Path) -> Iterable[bytes]:

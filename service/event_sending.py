@@ -99,6 +99,4 @@ def _count(sent: Sent, answer: dict[str, Any], numbers: list[int]) -> None:
     sent.erased += answer["erased"]
     sent.rejected += len(answer["rejected"])
     for one in answer["rejected"]:
-        # A bare carriage return inside a line is one more line to the service: the last is as near as we know.
-        number = numbers[min(one["index"], len(numbers) - 1)]
-        sent.reason(one["code"], one["detail"]).add(number)
+        sent.reason(one["code"], one["detail"]).add(numbers[one["index"]])

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
 
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
 
 
@@ -198,6 +199,18 @@ class GuardedProtocol(HttpToolsProtocol):
         """The peer reads again."""
         self._answer_taken()
         super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server stops. A connection that has asked nothing yet was just taken, and its request is on its way."""
+        cycle: object = self.cycle  # None until a request begins, whatever its type says
+        if cycle is None and not self.transport.is_closing():
+            self.loop.call_later(FIRST_REQUEST_S, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def _expect_taking(self) -> None:
         self._taking = self.loop.call_later(self._guards.receive_timeout_s, self._abort_if_not_taken)

@@ -4,6 +4,7 @@ Called by `app.py`. Both were found in an overload of three times the capacity: 
 every second, and refusals that cost a tenth of a millisecond waited 50 ms for a worker's slice to end.
 """
 
+import contextlib
 import gc
 import os
 import sys
@@ -25,7 +26,12 @@ def calm_the_collector() -> None:
 
 
 def stand_behind_the_loop() -> None:
-    """This thread gives way to the event loop where both want one core. Only Linux has priorities for threads."""
-    if sys.platform == "linux":
+    """This thread gives way to the event loop where both want one core.
+
+    Only Linux has priorities for threads, and a sandbox may forbid them: then it stands beside the loop.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):
         of_process = os.getpriority(os.PRIO_PROCESS, os.getpid())
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, of_process + WORKERS_STAND_BACK))

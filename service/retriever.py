@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from service.contract.catalogue import Catalogue
 from service.contract.encoder import Encoder
+from service.process_tuning import stand_behind_the_loop
 
 POOL = 400
 POPULAR = 2000  # popular items looked at for the levels that a nearest-neighbour search does not reach
@@ -33,6 +34,12 @@ class Recalled:
 def use_one_thread() -> None:
     """Makes FAISS work in the calling thread alone. OpenMP holds this per thread: every worker thread must say it."""
     faiss.omp_set_num_threads(1)
+
+
+def prepare_worker() -> None:
+    """What a thread that ranks, or opens bundles beside those that do, says first."""
+    use_one_thread()
+    stand_behind_the_loop()
 
 
 class Retriever:

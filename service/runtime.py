@@ -72,18 +72,22 @@ def open_runtime(
     prerank: PrerankPlan | None = None,
     is_first: bool = True,
     check_signed: Callable[[Path, bytes], None] | None = None,
+    check_fits: Callable[[Bundle, Encoder], None] = lambda _bundle, _encoder: None,
 ) -> Runtime:
     """Opens, verifies and warms the bundle in `path`; its pre-ranker too, when there is a plan for it.
 
     The first one of a process gives admission its first service times; a later one is opened beside traffic, which has
-    given truer ones. `check_signed` is that of `read_bundle`. Raises BundleError, naming the file, when a signature, a
-    hash, the fingerprint, a graph or a golden request does not fit, or the pre-ranker that is asked for is not there.
+    given truer ones. `check_signed` is that of `read_bundle`; `check_fits` refuses what is sound but not for here.
+
+    Raises BundleError, naming the file, when a signature, a hash, the fingerprint, a graph or a golden request does not
+    fit, or the pre-ranker that is asked for is not there.
     """
     started_s = time.perf_counter()
     outcome = "refused"
     try:
         bundle = read_bundle(path, check_signed)
         encoder = bundle.open_encoder()
+        check_fits(bundle, encoder)
         scorer = open_scorer(bundle, chunk, ort_threads)
         self_check(bundle, encoder, scorer, shared.admission if is_first else None)
         retriever = Retriever(encoder, open_index(bundle, encoder))

@@ -1,6 +1,7 @@
 """A service without a socket: its app, opened, and a blocking client in the event loop that the app lives in."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,9 +40,14 @@ class Client:
 def opened(settings: Settings, store: UserStore | None = None) -> Iterator[Client]:
     """A client of an app with these settings; `store` replaces the one that they name."""
     app = create_app(settings, store)
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        parts = running(app.state.parts)
-        loop.run_until_complete(parts.__aenter__())
-        yield Client(app, loop)
-        loop.run_until_complete(parts.__aexit__(None, None, None))
+    thresholds = gc.get_threshold()
+    try:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            parts = running(app.state.parts)
+            loop.run_until_complete(parts.__aenter__())
+            yield Client(app, loop)
+            loop.run_until_complete(parts.__aexit__(None, None, None))
+    finally:  # what a service tells its process holds for all tests behind it
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)

@@ -55,7 +55,7 @@ class Doorway:
             return None
         if self._parts.admission.predicted_wait_s() <= 0:
             return None
-        arrived_s, headers = time.monotonic(), dict(scope["headers"])
+        arrived_s, headers = time.monotonic(), dict(reversed(scope["headers"]))  # the first of a name counts
         priority = _PRIORITIES.get(headers.get(b"x-priority", b"").strip().lower())
         try:
             asked_ms = float(headers[b"x-timeout-ms"]) if b"x-timeout-ms" in headers else None

@@ -162,6 +162,28 @@ def test_what_the_event_loop_needs_is_waited_for_too() -> None:
     assert wait_behind_ten(loop_cpu_s=0.02, n_answered=1) == pytest.approx(10 * 0.001)  # one says nothing about ten
 
 
+def test_few_answers_a_look_are_counted_until_they_are_enough() -> None:
+    admission = make(service_s=0.001)
+    for _ in range(2):
+        for _ in range(4):
+            admission.enter(Deadline.after_ms(1000))
+            admission.leave()
+        admission.observe_loop(0.008)
+    assert admission._loop_s == pytest.approx(0.002)
+
+
+def test_what_the_loop_once_cost_is_forgotten() -> None:
+    admission = make(service_s=0.001)
+    for _ in range(5):
+        admission.enter(Deadline.after_ms(1000))
+        admission.leave()
+    admission.observe_loop(0.1)
+    assert admission._loop_s == pytest.approx(0.02)
+    for _ in range(100):  # ten quiet seconds
+        admission.observe_loop(0.0001)
+    assert admission._loop_s < 0.001
+
+
 def test_a_worker_that_the_clock_finds_slow_is_slow() -> None:
     admission = Admission(1, Metrics())
     admission.observe(0.01, cpu_s=0.001)  # beside other processes

@@ -169,6 +169,18 @@ def test_a_key_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cli.run([*arguments, "--key-file", str(tmp_path / "none")]) == cli.MISSING
 
 
+@pytest.mark.parametrize("content", ["", "\n", "dk_secret\ndk_secret2\n", "dk secret", "dk_sécret"])
+def test_a_key_file_that_holds_something_else_is_named_and_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text(content)
+    assert cli.run(["rank", "i0", "--key-file", str(file), "--url", "http://127.0.0.1:9"]) == cli.USAGE
+    told = capsys.readouterr()
+    assert str(file) in told.err
+    assert "cret" not in told.out + told.err
+
+
 def test_doctor_sees_a_good_bundle(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from service.admission import Admission
-from service.app import prepare_worker
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
 from service.metrics import Metrics
 from service.process_tuning import COLLECT_AFTER, WORKERS_STAND_BACK
+from service.retriever import prepare_worker
 from service.settings import Settings
 from tests.asgi_client import opened
 
@@ -40,14 +42,9 @@ def test_otherwise_every_full_collection_looks_at_all_of_it() -> None:
 
 
 def test_an_opened_service_is_calm(bundle: Bundle) -> None:
-    before = gc.get_threshold()
-    try:
-        with opened(Settings(bundle_root=bundle.path)):
-            assert gc.get_threshold() == COLLECT_AFTER
-            assert gc.get_freeze_count() > 50_000
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
+    with opened(Settings(bundle_root=bundle.path)):
+        assert gc.get_threshold() == COLLECT_AFTER
+        assert gc.get_freeze_count() > 50_000
 
 
 def test_workers_give_way_to_the_loop() -> None:
@@ -60,3 +57,13 @@ def test_workers_give_way_to_the_loop() -> None:
     has_priorities = sys.platform == "linux"
     assert of_worker == (min(19, before + WORKERS_STAND_BACK) if has_priorities else before)
     assert own_priority() == before
+
+
+def test_a_sandbox_that_forbids_priorities_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    admission = Admission(1, Metrics(), prepare_worker)
+    assert asyncio.run(admission.run(lambda: 1, Deadline.after_ms(1000))) == 1
+    admission.close()

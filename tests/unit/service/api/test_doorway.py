@@ -17,7 +17,7 @@ N_AT_ONCE = 60
 
 @pytest.fixture
 def call(bundle: Bundle) -> Iterator[Client]:
-    with opened(Settings(bundle_root=bundle.path)) as client:
+    with opened(Settings(bundle_root=bundle.path, deadline_ms=2000)) as client:
         yield client
 
 
@@ -28,9 +28,9 @@ def overloaded(call: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def at_once(call: Client) -> list[httpx.Response]:
-    """What becomes of many rankings that come in one breath, when one takes 5 ms of a deadline of 100."""
+    """What becomes of many rankings that come in one breath, when one takes a twentieth of its deadline."""
     admission = call.app.state.parts.admission
-    admission._service_s = 0.005 * admission._n_threads
+    admission._service_s = 0.1 * admission._n_threads
 
     async def all_of_them() -> list[httpx.Response]:
         transport = httpx.ASGITransport(call.app)

@@ -1,4 +1,4 @@
-"""DIN's unit: both ways of making its products are the paper's unit on [q, k, q-k, q⊙k], pair by pair."""
+"""DIN's unit: all three ways of making its products are the paper's unit on [q, k, q-k, q⊙k], pair by pair."""
 
 import pytest
 import torch
@@ -40,6 +40,34 @@ SHAPES = [(2, 3), (2, 7), (2, 8), (1, 3)]
 @pytest.mark.parametrize(("n_requests", "n_candidates"), SHAPES)
 def test_pair_by_pair(n_requests: int, n_candidates: int) -> None:
     check_against_pairs(n_requests, n_candidates)
+
+
+@pytest.mark.parametrize(("n_requests", "n_candidates"), SHAPES)
+def test_all_ways_have_the_gradients_of_the_pairs(n_requests: int, n_candidates: int) -> None:
+    torch.manual_seed(0)
+    attention = DinAttention(5, 6, "mlp", HIDDEN)
+    queries, keys = torch.randn(n_requests, n_candidates, 5), torch.randn(n_requests, 4, 6)
+    mask = torch.tensor([[True, True, True, False], [False, True, False, True]])[:n_requests]
+    weight = torch.randn(n_requests, n_candidates, 6)
+
+    def gradients(pooled: torch.Tensor) -> list[torch.Tensor]:
+        attention.zero_grad()
+        (pooled * weight).sum().backward()
+        return [parameter.grad.clone() for parameter in attention.parameters()]
+
+    found = gradients(attention(queries, keys, attention.key_part(keys), mask))
+    one_by_one = [pair_by_pair(attention, queries[r], keys[r], mask[r]) for r in range(n_requests)]
+    for ours, theirs in zip(found, gradients(torch.stack(one_by_one)), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("n_requests", "n_candidates"), SHAPES)
+def test_an_empty_history_pools_to_nothing(n_requests: int, n_candidates: int) -> None:
+    attention = DinAttention(5, 6, "mlp", HIDDEN)
+    queries, keys = torch.randn(n_requests, n_candidates, 5), torch.randn(n_requests, 4, 6)
+    nothing = torch.zeros(n_requests, 4, dtype=torch.bool)
+    assert not attention(queries, keys, attention.key_part(keys), nothing).any()
 
 
 @torch.no_grad()
