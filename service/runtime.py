@@ -17,7 +17,8 @@ import numpy as np
 from service.admission import Admission
 from service.contract.bundle import Bundle, current_path, read_bundle
 from service.contract.encoder import Encoder
-from service.contract.errors import BundleError, RequestError
+from service.contract.errors import BundleError, RequestError, SchemaError
+from service.contract.mapped_array import open_array
 from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed, NoModel
@@ -208,10 +209,11 @@ def _golden(bundle: Bundle, part: str) -> Iterator[tuple[str, RequestBatch, np.n
 
 def _mapped(bundle: Bundle, name: str) -> np.ndarray:
     try:
-        # A plain view of the mapping: read-only, shared by all workers through the page cache.
-        return np.asarray(np.load(bundle.path / name, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{bundle.path / name} is not a table ({error}): export the bundle again") from error
+        return open_array(bundle.path / name)  # shared by all workers through the page cache
+    except SchemaError as error:
+        raise BundleError(
+            f"{bundle.path / name} is not a table ({error.__cause__}): export the bundle again"
+        ) from error
 
 
 def open_index(bundle: Bundle, encoder: Encoder) -> faiss.Index | None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64, UInt8, UInt64
 
 from service.contract.errors import SchemaError
 from service.contract.hash_index import HashIndex, hash_values
+from service.contract.mapped_array import open_array
 from service.contract.similarity import cosine, norms_of, products_of_pairs, products_with_one, quantise
 
 UNKNOWN_ROW = 0
@@ -205,8 +206,7 @@ class Catalogue:
 
 
 def _mapped(folder: Path, name: str) -> np.ndarray:
-    # plain views of the mapping: numpy.memmap itself costs microseconds at every slice
-    return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+    return open_array(folder / f"{name}.npy")
 
 
 def _open_columns(folder: Path, kinds: Mapping[str, str]) -> Iterator[tuple[str, TextColumn | NumberColumn]]:

@@ -16,6 +16,7 @@ import xxhash
 from jaxtyping import Int64, UInt64
 
 from service.contract.errors import SchemaError
+from service.contract.mapped_array import open_array
 
 
 def hash_values(values: Sequence[str | None], count: int) -> UInt64[np.ndarray, " V"]:
@@ -82,6 +83,6 @@ class HashIndex:
     def open(cls, stem: Path) -> "HashIndex":
         """Maps what save wrote."""
         return cls(
-            np.load(stem.with_name(stem.name + ".hashes.npy"), mmap_mode="r"),
-            np.load(stem.with_name(stem.name + ".positions.npy"), mmap_mode="r"),
+            open_array(stem.with_name(stem.name + ".hashes.npy")),
+            open_array(stem.with_name(stem.name + ".positions.npy")),
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 
 from service.contract.hash_index import HashIndex
+from service.contract.mapped_array import open_array
 
 PAD = 0
 OOV = 1
@@ -107,7 +108,7 @@ class NumberBins:
     @classmethod
     def open(cls, stem: Path) -> "NumberBins":
         """Reads what save wrote."""
-        return cls(np.load(stem.with_name(stem.name + ".edges.npy")))
+        return cls(open_array(stem.with_name(stem.name + ".edges.npy")))
 
 
 def _number(value: object) -> tuple[float, int]:

@@ -219,7 +219,9 @@ BY_CONTENT = [
     Hostile("a table of pickles", _put(TABLE, PICKLE), f"/{TABLE} is not a table"),
     Hostile("a table cut short", _cut(TABLE, True), f"/{TABLE} is not a table"),
     Hostile(
-        "a catalogue of a trillion rows", _put("catalogue/codes.npy", HUGE), "/catalogue holds no readable catalogue"
+        "a catalogue of a trillion rows",
+        _put("catalogue/codes.npy", HUGE),
+        "/catalogue/codes.npy holds no readable array",
     ),
     Hostile("an index of 2**40 vectors", _long_index, f"/{INDEX} is not"),
     Hostile("an index of another kind", _put(INDEX, b"IxFl" + bytes(64)), f"/{INDEX} is a FAISS index of kind"),

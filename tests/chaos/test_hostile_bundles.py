@@ -194,6 +194,7 @@ def test_g13_with_fitting_hashes_no_worker_dies(root: Path, tmp_path: Path, reco
     record_property("G13", f"note: {lot.told()}")
     print(f"\n{lot.told()}")
     assert (lot.n, lot.n_workers_died) == (N_FITTING, 0), f"of seed {SEED}: {lot.died}"
+    assert lot.n_served_5xx == 0
     assert lot.n_refused > lot.n / 5
 
 

@@ -213,7 +213,7 @@ AT_ONCE = 50
 ERASED_AT_ONCE = 500  # each call waits for rankings that began before it
 ERASED_WITHIN_S = 10
 PLACES = {
-    "the store's append-only file": "store/appendonlydir/*", "the request log": "ranked*", "the service's log": "*.log"
+    "the store's files": "store/**/*", "the request log": "ranked*", "the service's log": "*.log"
 }  # fmt: skip
 
 
@@ -292,7 +292,9 @@ async def _live_and_be_erased(
                 events = {"events": [{**click(user, item), "event_id": item} for item in ("i8", "i3", "i4")]}
                 assert (await client.post("/v1/events", json=events)).json()["accepted"] == 3
                 asked = {"user": user, "trigger": "i0", "candidates": ["i7", "i9"]}
+                until = time.monotonic() + 60
                 while (await client.post("/v1/rank", json=asked)).status_code == 503:
+                    assert time.monotonic() < until, "never ranked"
                     await asyncio.sleep(0.05)  # too many at once for so small a machine
 
         async def be_erased(user: str) -> bool:
@@ -312,7 +314,7 @@ async def _live_and_be_erased(
         return (before, traces(folder, users), done.count(False)), seconds
 
 
-def test_g18_many_users_are_erased_in_time_and_no_file_names_them(
+def test_g18_many_users_are_erased_and_no_file_names_them(
     bundle: Bundle, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     found = erased_users(bundle, tmp_path, N_ERASED)
@@ -326,9 +328,9 @@ def test_g18_many_users_are_erased_in_time_and_no_file_names_them(
     assert set(left.values()) == {0}
     assert found.n_refused == 0
     # All of them were there to be found, and the append-only file keeps them until its rewrite.
-    named = {"the store's append-only file": N_ERASED, "the request log": N_ERASED, "the service's log": 0}
+    named = {"the store's files": N_ERASED, "the request log": N_ERASED, "the service's log": 0}
     assert found.before == named
-    assert found.after == {**dict.fromkeys(PLACES, 0), "the store's append-only file": N_ERASED}
+    assert found.after == {**dict.fromkeys(PLACES, 0), "the store's files": N_ERASED}
 
 
 FORGETS_THE_LOG = """
