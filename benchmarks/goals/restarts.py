@@ -137,7 +137,7 @@ def kill_checks(answers: list[Sent], n_in_flight: int) -> list[Check]:
     first = Check(
         "requests cut off", f"{n_broken:,} of {len(answers):,}", f"≤ {n_in_flight} in flight", n_broken <= n_in_flight
     )
-    return [first, all_200("not answered 200 with one retry", answers)]
+    return [first, all_200("not answered 200 with one retry on a new connection", answers)]
 
 
 def starts(lab: Lab) -> Outcome:

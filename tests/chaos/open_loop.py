@@ -105,10 +105,13 @@ class LoadClient:
         self._free: list[Connection] = []
         self._places = asyncio.Semaphore(most)
 
-    async def ask(self, request: bytes, patience_s: float = PATIENCE_S) -> Reply:
-        """One request, one try. Raises OSError or TimeoutError when no answer comes."""
+    async def ask(self, request: bytes, patience_s: float = PATIENCE_S, is_retry: bool = False) -> Reply:
+        """One request, one try; a retry on a new connection, for those at hand may lead to the same dead worker.
+
+        Raises OSError or TimeoutError when no answer comes.
+        """
         async with self._places:
-            connection = await self._connection()
+            connection = await (self._new() if is_retry else self._connection())
             try:
                 reply = await connection.ask(request, patience_s)
             except BaseException:
@@ -128,7 +131,7 @@ class LoadClient:
         try:
             while reply is None and n_broken <= self._n_retries:
                 try:
-                    reply = await self.ask(request)
+                    reply = await self.ask(request, is_retry=n_broken > 0)
                 except (OSError, TimeoutError):
                     n_broken += 1
         finally:
@@ -151,6 +154,9 @@ class LoadClient:
             connection = self._free.pop()
             if connection.is_open:
                 return connection
+        return await self._new()
+
+    async def _new(self) -> Connection:
         _, made = await asyncio.get_running_loop().create_connection(Connection, *self._address)
         return made
 
