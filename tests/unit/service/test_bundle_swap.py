@@ -495,3 +495,13 @@ def test_closing_ends_a_trial_and_tells_no_refusal(
         run(work)
     assert time.monotonic() - started_s < 20
     assert refusals(caplog) == []
+
+
+def test_a_sound_bundle_that_does_not_fit_here_is_counted_as_refused(
+    make: Callable[..., BundleSwap], root: Path, shared: Shared
+) -> None:
+    with pytest.raises(BundleError, match="history rules"):
+        make(behaviours_keep=1).open_first()
+    text = shared.metrics.text().decode()
+    assert 'daian_bundle_loads_total{outcome="refused"} 1.0' in text
+    assert 'outcome="loaded"} 1.0' not in text

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from service.api.doorway import Doorway
+from service.app import create_admin_app
 from service.contract.bundle import Bundle
 from service.settings import Settings
 from tests.asgi_client import Client, opened
@@ -107,3 +108,8 @@ def test_without_it_every_refusal_is_read_and_logged(
     statuses = [answer.status_code for answer in at_once(call)]
     assert {*statuses} == {200, 503}
     assert logged(caplog) > N_AT_ONCE / 2
+
+
+def test_the_admin_port_has_none(overloaded: Client) -> None:
+    admin = Client(create_admin_app(overloaded.app.state.parts), overloaded._loop)
+    assert admin("POST", "/v1/rank").status_code == 404
