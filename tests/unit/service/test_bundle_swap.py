@@ -498,7 +498,7 @@ def test_closing_ends_a_trial_and_tells_no_refusal(
 
 
 def test_a_sound_bundle_that_does_not_fit_here_is_counted_as_refused(
-    make: Callable[..., BundleSwap], root: Path, shared: Shared
+    make: Callable[..., BundleSwap], shared: Shared
 ) -> None:
     with pytest.raises(BundleError, match="history rules"):
         make(behaviours_keep=1).open_first()
