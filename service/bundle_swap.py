@@ -115,7 +115,8 @@ class BundleSwap:
         """Waits for the next look at the pointer; True when somebody asked for it."""
         every_s = self._settings.bundle_poll_s or None
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), every_s)
+            async with asyncio.timeout(every_s):  # wait_for would lose a stop that comes with a wake
+                await self._woken.wait()
         was_woken = self._woken.is_set()
         self._woken.clear()
         return was_woken

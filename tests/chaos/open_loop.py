@@ -86,7 +86,8 @@ class Connection(asyncio.Protocol):
             raise ConnectionResetError("closed already")
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await asyncio.wait_for(self._waiter, patience_s)
+        async with asyncio.timeout(patience_s):  # wait_for of Python 3.11 loses a cancellation that meets the answer
+            return await self._waiter
 
     def close(self) -> None:
         self.is_open = False

@@ -91,6 +91,21 @@ async def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
         await asyncio.sleep(0.02)
 
 
+def test_a_stop_that_meets_a_wake_is_not_lost(make: Callable[..., BundleSwap]) -> None:
+    swap = make(bundle_poll_s=60)
+
+    async def main() -> None:
+        task = asyncio.create_task(swap.follow())
+        await asyncio.sleep(0.05)  # it waits
+        swap.wake()
+        await asyncio.sleep(0)  # the inner wait is over, who waits for it has not run since
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
 def run(work: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
         await work()
