@@ -116,9 +116,9 @@ def _reasons(scored: Scored, places: Int64[np.ndarray, " K"], history: History) 
     if rung == "network":
         when_near = "explicit_intent" if history.n_similar else "similar"
         when_far = "implicit_intent" if history.n_used else "popular"
-        reasons = np.where(near, when_near, when_far)
-        found: list[str] = np.where(scored.is_scored[places], reasons, "prior").tolist()
-        return found
+        names = ("prior", when_far, when_near)  # one string for all: an array of texts would make each anew
+        codes = np.where(scored.is_scored[places], 1 + near, 0)
+        return [names[code] for code in codes.tolist()]
     if rung == "similarity":
         return ["similar" if is_near else "prior" for is_near in near]
     return ["popular" if rung == "popularity" else "prior"] * len(places)

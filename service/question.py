@@ -39,7 +39,9 @@ def _same_id(found: str) -> str:
 
 def distinct_ids(ids: Iterable[str], exclude: Iterable[str]) -> list[str]:
     """Ids at their first mention in the caller's spelling, without the excluded ones."""
-    banned = {_same_id(found) for found in exclude}
+    ids, banned = list(ids), {_same_id(found) for found in exclude}
+    if "".join(ids).isascii():  # nearly every page: no Python per id
+        return [found for found in dict.fromkeys(ids) if found not in banned] if banned else list(dict.fromkeys(ids))
     first: dict[str, str] = {}
     for found in ids:
         first.setdefault(_same_id(found), found)

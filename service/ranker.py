@@ -58,17 +58,29 @@ class Ranking:
 
 @dataclass
 class Turn:
-    """One request on its way through the worker thread; `missing` collects what the answer lacks, in order."""
+    """One request on its way through the worker thread; `missing` collects what the answer lacks, in order.
+
+    `trigger_row` is the trigger's row of the catalogue, 0 when it is unknown or not looked up yet.
+    """
 
     question: Question
     user: StoredUser
     deadline: Deadline
     timer: StageTimer
     missing: dict[str, None] = field(default_factory=dict)
+    trigger_row: int = 0
 
     def lost(self, *reasons: str) -> None:
         """Notes reasons for the answer's `degraded` list."""
         self.missing.update(dict.fromkeys(reasons))
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What is to be ranked: ids as they are answered, and their rows of the catalogue, 0 for the unknown."""
+
+    ids: Sequence[str]
+    rows: Int64[np.ndarray, " N"]
 
 
 class Ranker:
@@ -113,19 +125,29 @@ class Ranker:
 
     def compute(self, turn: Turn) -> Ranking:
         """The CPU part, whole, in the calling thread."""
-        asked = turn.question.candidates
         with turn.timer.stage("encode"):
-            batch = RequestBatch.from_rows([self._row(turn, [])])
-            inputs = self._encoder.encode_request(batch)
+            inputs = self._encoder.encode_request(RequestBatch.from_rows([self._row(turn, [])]))
+            turn.trigger_row = int(self._catalogue.rows([turn.question.trigger])[0])
         state = self._request_state(turn, inputs)
-        ids = (
-            self._recalled(turn, state, inputs, batch) if asked is None else distinct_ids(asked, turn.question.exclude)
-        )
+        candidates = self._candidates(turn, state, inputs)
         with turn.timer.stage("encode"):
-            inputs = self._encoder.encode_candidates(inputs, batch.with_candidates(ids))
+            inputs = self._with_candidates(turn, inputs, candidates.rows)
         logits = self._logits(turn, state, inputs)
         with turn.timer.stage("order"):
-            return self._ranking(turn, self._scored(turn, ids, inputs, logits), state, inputs)
+            return self._ranking(turn, self._scored(turn, candidates, inputs, logits), state, inputs)
+
+    def _candidates(self, turn: Turn, state: RequestState | None, inputs: ModelInputs) -> "_Candidates":
+        """The caller's, each once, or recall's."""
+        asked = turn.question.candidates
+        if asked is None:
+            return self._recalled(turn, state, inputs)
+        with turn.timer.stage("encode"):
+            ids = distinct_ids(asked, turn.question.exclude)
+            return _Candidates(ids, self._catalogue.rows(ids))
+
+    def _with_candidates(self, turn: Turn, inputs: ModelInputs, rows: Int64[np.ndarray, " N"]) -> ModelInputs:
+        trigger = np.array([turn.trigger_row], np.int64)
+        return self._encoder.encode_candidate_rows(inputs, trigger, rows, np.zeros(len(rows), np.int64))
 
     def _row(self, turn: Turn, ids: Sequence[str]) -> dict[str, object]:
         return row_of(turn.question, self._encoder.schema, turn.user.attributes, turn.user.behaviours, ids)
@@ -142,27 +164,28 @@ class Ranker:
             _log.exception("request graph failed")
             return None
 
-    def _recalled(self, turn: Turn, state: RequestState | None, inputs: ModelInputs, batch: RequestBatch) -> list[str]:
+    def _recalled(self, turn: Turn, state: RequestState | None, inputs: ModelInputs) -> "_Candidates":
         """Candidates from the index, cut by the pre-ranker if there is one, in id order: equal scores then have one
         order.
         """
         rows = self._recall(turn, state)
         if self._preranker is not None:
             with turn.timer.stage("prerank"):
-                rows = rows[self._kept(self._preranker, turn, inputs, batch.with_candidates(self._catalogue.ids(rows)))]
-        return sorted(self._catalogue.ids(rows))
+                rows = rows[self._kept(self._preranker, turn, inputs, rows)]
+        by_id = sorted(zip(self._catalogue.ids(rows), rows.tolist(), strict=True))
+        return _Candidates([id_ for id_, _ in by_id], np.array([row for _, row in by_id], np.int64))
 
     def _kept(
-        self, preranker: Preranker, turn: Turn, inputs: ModelInputs, batch: RequestBatch
+        self, preranker: Preranker, turn: Turn, inputs: ModelInputs, rows: Int64[np.ndarray, " P"]
     ) -> Int64[np.ndarray, " K"]:
         """Places of what is worth ranking; the first of recall's order, and said so, where the pre-ranker has none."""
-        n_recalled = len(batch.candidate)
+        n_recalled = len(rows)
         n_kept = max(preranker.plan.n_kept, turn.question.top_k or 0)
         if n_recalled <= n_kept:
             return np.arange(n_recalled)
         best = None
         try:
-            best = preranker.best(self._encoder.encode_candidates(inputs, batch), n_kept, turn.deadline)
+            best = preranker.best(self._with_candidates(turn, inputs, rows), n_kept, turn.deadline)
         except ModelFailed:
             _log.exception("pre-ranker failed")
         if best is None:
@@ -175,7 +198,7 @@ class Ranker:
         with turn.timer.stage("recall"):
             by_time = sorted(turn.user.behaviours, key=lambda behaviour: behaviour.at)
             recalled = self._retriever.recall(
-                self._row_number(turn.question.trigger),
+                turn.trigger_row,
                 self._catalogue.rows([behaviour.item for behaviour in by_time]),
                 None if state is None else state.intent,
                 self._catalogue.rows(list(turn.question.exclude)),
@@ -202,10 +225,10 @@ class Ranker:
         return logits
 
     def _scored(
-        self, turn: Turn, ids: Sequence[str], inputs: ModelInputs, logits: Float32[np.ndarray, " N"]
+        self, turn: Turn, candidates: "_Candidates", inputs: ModelInputs, logits: Float32[np.ndarray, " N"]
     ) -> page.Scored:
-        rows: Int64[np.ndarray, " N"] = self._catalogue.rows(ids)
-        if self._row_number(turn.question.trigger) == 0:
+        ids, rows = candidates.ids, candidates.rows
+        if turn.trigger_row == 0:
             turn.lost("trigger_unknown")
         if len(rows) and not rows.any():
             turn.lost("candidates_unknown")
@@ -236,9 +259,6 @@ class Ranker:
             return None
         predicted = state.intent.tolist()
         return Intent(self._encoder.scale.edges.tolist(), predicted, predicted)
-
-    def _row_number(self, item: str) -> int:
-        return int(self._catalogue.rows([item])[0])
 
     @staticmethod
     def _top_k(question: Question, n_candidates: int) -> int:

@@ -154,8 +154,17 @@ class Encoder:
         """The second half: `inputs` of encode_request with the batch's candidates filled in."""
         rows = self.catalogue.rows(batch.candidate.tolist())
         trigger_rows = self.catalogue.rows(batch.trigger.tolist())
-        owners = batch.candidate_request
-        left = trigger_rows if batch.n_requests == 1 else trigger_rows[owners]
+        return self.encode_candidate_rows(inputs, trigger_rows, rows, batch.candidate_request)
+
+    def encode_candidate_rows(
+        self,
+        inputs: ModelInputs,
+        trigger_rows: Int64[np.ndarray, " R"],
+        rows: Int64[np.ndarray, " N"],
+        owners: Int64[np.ndarray, " N"],
+    ) -> ModelInputs:
+        """The same where the ids were looked up before; `owners` are the rows of the candidates' requests."""
+        left = trigger_rows if len(trigger_rows) == 1 else trigger_rows[owners]
         return inputs._replace(
             candidate_fields=self._item_fields[rows],
             candidate_similarity=self.catalogue.similarity(left, rows) if len(rows) else np.zeros(0, np.float32),

@@ -5,6 +5,7 @@ by history.py and by whoever needs a level: this module only holds them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -60,10 +61,12 @@ class SimilarityScale:
                 f"similarity range [{self.low}, {self.high}] in {self.n_levels} levels: need low < high, >= 2"
             )
 
-    @property
+    @cached_property
     def edges(self) -> Float32[np.ndarray, " S1"]:
         """The S + 1 edges, ascending. Models compare with the inner ones: the same float32 numbers everywhere."""
-        return np.linspace(self.low, self.high, self.n_levels + 1).astype(np.float32)
+        edges = np.linspace(self.low, self.high, self.n_levels + 1).astype(np.float32)
+        edges.flags.writeable = False
+        return edges
 
     def level(self, similarity: Float32[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
         """1..S, a value on an edge belongs to the level above; 0 where there is no vector to compare."""

@@ -7,7 +7,7 @@ import pytest
 
 from service.contract.schema import FeatureSchema, Field
 from service.metrics import Metrics
-from service.question import Question, row_of
+from service.question import Question, distinct_ids, row_of
 from service.request_log import RequestLog
 
 SCHEMA = FeatureSchema(
@@ -32,3 +32,16 @@ def test_a_number_that_the_log_cannot_keep_is_missing(tmp_path: Path, given: obj
     log.append(row)
     log.close()
     assert json.loads((tmp_path / "log").read_text()) == row
+
+
+@pytest.mark.parametrize("tail", [[], ["\u00e9"]], ids=["ascii", "with an accent"])
+def test_candidates_are_taken_once_in_the_callers_order(tail: list[str]) -> None:
+    asked = ["b", "a", "b", "c", "a", *tail, *tail]
+    assert distinct_ids(asked, ()) == ["b", "a", "c", *tail]
+    assert distinct_ids(asked, ["a", "z"]) == ["b", "c", *tail]
+
+
+def test_two_spellings_of_one_id_are_one_in_the_first_spelling() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert distinct_ids([decomposed, "x", composed], ()) == [decomposed, "x"]
+    assert distinct_ids([composed, "x"], [decomposed]) == ["x"]
