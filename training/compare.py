@@ -140,14 +140,20 @@ def _config(comparison: Comparison, row: str) -> TrainConfig:
 
 def _begin(comparison: Comparison) -> None:
     """The folder's plan, and every encoder that the rows need. Rows, seeds and levels may be added later."""
-    if not check_plan(comparison):
+    is_begun = check_plan(comparison)
+    levels = {_encoder_folder(comparison, row.n_levels): row.n_levels for row in planned_rows(comparison)}
+    # Fitted before anything is written: data that cannot be used leaves no folder that is bound to it.
+    fitted = {
+        folder: fit_encoder(comparison.data, n_levels)
+        for folder, n_levels in levels.items()
+        if not (is_begun and (folder / "encoder.json").is_file())
+    }
+    if not is_begun:
         comparison.out.mkdir(parents=True, exist_ok=True)
         plan = {**_plan(comparison), "machine": machine()}
         write_whole(comparison.out / "plan.json", strict_json(plan, indent=1).encode())
-    for n_levels in dict.fromkeys(row.n_levels for row in planned_rows(comparison)):
-        folder = _encoder_folder(comparison, n_levels)
-        if not (folder / "encoder.json").is_file():
-            fit_encoder(comparison.data, n_levels).save(folder)
+    for folder, encoder in fitted.items():
+        encoder.save(folder)
 
 
 def _plan(comparison: Comparison) -> dict[str, Any]:

@@ -62,8 +62,9 @@ def train(
     model = build_model(config.model, encoder.sizes)
     if config.content_start:
         _start_from_content(model, encoder, config, recorder)
-    save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
+    # Before the folder is made: data without validation days leaves nothing behind.
     validation = evaluation_batches(data_folder, "validation", encoder, config, pools, config.data.validation_every)
+    save_run_start(run_folder, config, encoder, dataset_sha256(data_folder))
     _fit_all(model, config, data_folder, run_folder, pools or FreshPools(encoder), validation, recorder)
     save_weights(run_folder, model)
     numbers = all_numbers(score_batches(model, validation.epoch()))

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -101,19 +102,19 @@ def embed(
     """
     if not 1 <= max_dimensions <= MAX_DIMENSIONS:
         raise ValueError(f"max_dimensions is {max_dimensions}; it must be 1 to {MAX_DIMENSIONS}.")
+    # The first rows are read before anything is made: a wrong file leaves no folder, and a finished one as it is.
+    chunks = _chunks(read_items(items, columns or ItemColumns()), SHARD_ITEMS)
+    first = next(chunks, None)
+    if first is None:
+        raise DataError(f"{items}: no items in it; there is nothing to embed.")
     opened = open_encoder(encoder, device) if isinstance(encoder, str) else encoder
     cut = _choose_cut(opened, max_dimensions)
-    shards = out / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
     (out / "meta.json").unlink(missing_ok=True)  # its absence says that the folder is not finished
     tally = _Tally()
-    rows = read_items(items, columns or ItemColumns())
+    shown = _with_progress(chain([first], chunks), f"embed {opened.name}", show_progress)
     paths = [
-        _finish_shard(shards, index, chunk, opened, cut, batch_size, tally)
-        for index, chunk in enumerate(_with_progress(_chunks(rows, SHARD_ITEMS), f"embed {opened.name}", show_progress))
+        _finish_shard(out / "shards", index, chunk, opened, cut, batch_size, tally) for index, chunk in enumerate(shown)
     ]
-    if not tally.ids:
-        raise DataError(f"{items}: no items in it; there is nothing to embed.")
     dimensions = _join(paths, out / "vectors.npy", len(tally.ids), centre)
     _write_json(out / "ids.json", tally.ids)
     report = _report(opened, cut, centre, dimensions, tally)
@@ -197,6 +198,7 @@ def _finish_shard(
     if readable.any():
         vectors[readable] = encoder.encode([rows[i].content for i in np.flatnonzero(readable)], batch_size)
     _refuse_broken(vectors, rows, encoder)
+    shards.mkdir(parents=True, exist_ok=True)
     _save_array(path, cut.apply(normalise(vectors)))
     return path
 

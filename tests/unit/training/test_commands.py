@@ -1,16 +1,21 @@
-"""What `daian evaluate` refuses before it scores anything, and what it hands on and prints."""
+"""What `daian evaluate` refuses before it scores, hands on and prints; what data that cannot be used leaves behind."""
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 import training.evaluate
+from models_export.errors import ExportError
 from service.contract.errors import DaianError
 from training import commands
 from training.data.dataset import Split
+from training.data.errors import DataError
+from training.data.synthetic import World, simulate
 from training.evaluate import Evaluation, Exporter
+from training.progress import RunProgress
 from training.scores import Scored
 
 FOUND = Evaluation(
@@ -101,3 +106,57 @@ def test_graphs_are_timed_by_what_the_entry_point_names() -> None:
     from models_export.latency import time_graphs
 
     assert commands.time_graphs() is time_graphs
+
+
+# --- data that cannot be trained on -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "shop"
+    simulate(folder, World(n_requests=200, n_users=40, n_items=60, seed=5))
+    return folder
+
+
+def without(shop: Path, gone: str, folder: Path) -> Path:
+    """A copy of the shop that lacks one of its parts; "." is a shop that is not there at all."""
+    if gone != ".":
+        shutil.copytree(shop, folder)
+        shutil.rmtree(folder / gone)
+    return folder
+
+
+@pytest.mark.parametrize("gone", [".", "train", "validation"])
+def test_data_that_cannot_be_trained_on_leaves_no_run_folder(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    monkeypatch.setattr(commands, "export_check", lambda: None)
+    data = without(shop, gone, tmp_path / "data")
+    with pytest.raises(DataError, match=str(data)):
+        commands.train("daian_demo", data=data, out=tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("gone", [".", "train"])
+def test_data_that_cannot_be_compared_on_leaves_no_folder(shop: Path, tmp_path: Path, gone: str) -> None:
+    data = without(shop, gone, tmp_path / "data")
+    with pytest.raises(DataError, match=str(data)):
+        commands.compare("small", data=data, out=tmp_path / "out", rows="din")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_exported_leaves_no_run_folder(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_given: object) -> None:
+        raise ExportError("no graph")
+
+    monkeypatch.setattr(commands, "export_check", lambda: refuse)
+    with pytest.raises(ExportError):
+        commands.train("daian_demo", data=shop, out=tmp_path / "runs" / "one")
+    assert not (tmp_path / "runs").exists()
+    # and if the curves were begun at once, there would be one
+    monkeypatch.setattr(RunProgress, "__enter__", lambda self: self._point("loss", 0.0, 0) or self)
+    with pytest.raises(ExportError):
+        commands.train("daian_demo", data=shop, out=tmp_path / "runs" / "one")
+    assert (tmp_path / "runs" / "one").exists()

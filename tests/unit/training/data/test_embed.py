@@ -331,3 +331,29 @@ def test_errors_name_file_row_and_column(tmp_path: Path, name: str, text: str, w
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no items"):
         embed.embed(write_items(tmp_path / "i.ndjson", []), tmp_path / "out", CountingEncoder(), show_progress=False)
+
+
+def encode_badly(contents: Sequence[Content], batch_size: int) -> Float32[np.ndarray, "M D"]:
+    raise DataError(f"{len(contents)} contents cannot be read, {batch_size} at a time")
+
+
+@pytest.mark.parametrize(("name", "text"), [("i.ndjson", None), ("i.ndjson", ""), ("i.csv", "sku\n1\n"), ("i.xls", "")])
+def test_a_wrong_file_leaves_no_folder_and_a_finished_one_as_it_is(tmp_path: Path, name: str, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    out = tmp_path / "out"
+    with pytest.raises(DataError):
+        embed.embed(tmp_path / name, out, CountingEncoder(), show_progress=False)
+    assert not out.exists()
+    embed.embed(ten_items(tmp_path), out, CountingEncoder(), show_progress=False)
+    with pytest.raises(DataError):
+        embed.embed(tmp_path / name, out, CountingEncoder(), show_progress=False)
+    assert open_vectors(out).ids == [f"i{n}" for n in range(10)]
+
+
+def test_content_that_cannot_be_encoded_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = CountingEncoder()
+    monkeypatch.setattr(encoder, "encode", encode_badly)
+    with pytest.raises(DataError, match="3 contents"):
+        embed.embed(ten_items(tmp_path), tmp_path / "out", encoder, show_progress=False)
+    assert not (tmp_path / "out").exists()
