@@ -26,6 +26,7 @@ def export(
     name: str = "daian",
     promote: bool = True,
     prerank: Path | None = None,
+    allow_low_recall: bool = False,
     as_json: Json = False,
 ) -> None:
     """Turn a finished run into a bundle: graphs, tables, encoder, catalogue, index, golden requests, parity.
@@ -44,11 +45,13 @@ def export(
         Make the bundle the current one once it has passed its gates.
     prerank
         A second run over the same data, to cut what is recalled before it is ranked (such as TARQ-lite).
+    allow_low_recall
+        Publish also when the recall index finds less than 0.95 of the nearest items.
     """
     from models_export.export import ExportPlan
     from models_export.export import export as export_run
 
-    plan = ExportPlan(run, data, bundles, name, promote, prerank)
+    plan = ExportPlan(run, data, bundles, name, promote, prerank, allow_low_recall)
     bundle = export_run(plan, (lambda _: None) if as_json else print)
     if as_json:
         print(json.dumps({"path": str(bundle.path), "version": bundle.version, "checks": bundle.manifest["checks"]}))

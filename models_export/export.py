@@ -21,7 +21,7 @@ from typing import Any
 from models_export.errors import ExportError
 from models_export.golden import GOLDEN_FILE, Row, pick, record
 from models_export.graph import export_graphs
-from models_export.index import build_index, write_index
+from models_export.index import build_index, check_recall, write_index
 from models_export.parity import ExportedModel, ParityReport, check_parity, compare
 from service.contract.bundle import MANIFEST, Bundle, current_path, point_to, read_bundle, write_bundle
 from service.contract.encoder import Encoder, ModelInputs
@@ -43,6 +43,7 @@ class ExportPlan:
     """What to export and where to. `promote` moves `current` to the new bundle once it has passed its gates.
 
     prerank: a second run over the same data, exported beside the first as the bundle's pre-ranker.
+    allow_low_recall: publish also when the recall index misses more than the contract allows.
     """
 
     run: Path
@@ -51,6 +52,7 @@ class ExportPlan:
     name: str = BUNDLE_NAME
     promote: bool = True
     prerank: Path | None = None
+    allow_low_recall: bool = False
 
 
 def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
@@ -66,7 +68,7 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
     plan.bundles.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export.", dir=plan.bundles) as staging:
         folder = Path(staging)
-        made = _fill(folder, run, requests, tell)
+        made = _fill(folder, run, requests, plan.allow_low_recall, tell)
         if preranker is not None:
             made["prerank"] = _fill_prerank(folder / PRERANK_FOLDER, preranker, plan, requests, tell)
         manifest = {**_describe(plan, run, dataset), **made}
@@ -108,11 +110,14 @@ def _open_preranker(folder: Path, run: Run, plan: ExportPlan) -> Run:
     return preranker
 
 
-def _fill(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[str], None]) -> dict[str, Any]:
+def _fill(
+    folder: Path, run: Run, requests: RequestBatch, allow_low_recall: bool, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Make every file of the ranker's and pass the gates; returns what the manifest says of them."""
     run.encoder.save(folder / "encoder")
     run.encoder.catalogue.save(folder / "catalogue")
-    return {"index": _index(folder / "catalogue", run.encoder, tell), **_fill_model(folder, run, requests, tell)}
+    index = _index(folder / "catalogue", run.encoder, allow_low_recall, tell)
+    return {"index": index, **_fill_model(folder, run, requests, tell)}
 
 
 def _fill_prerank(
@@ -147,15 +152,18 @@ def _fill_model(folder: Path, run: Run, requests: RequestBatch, tell: Callable[[
     return {"graphs": graphs.describe(), "checks": checks}
 
 
-def _index(folder: Path, encoder: Encoder, tell: Callable[[str], None]) -> dict[str, Any] | None:
+def _index(
+    folder: Path, encoder: Encoder, allow_low_recall: bool, tell: Callable[[str], None]
+) -> dict[str, Any] | None:
     built = build_index(encoder.catalogue)
     if built is None:
         tell("no item has a vector: no recall index, the service recalls popular items")
         return None
     index, report = built
+    check_recall(report, allow_low_recall)
     write_index(index, folder)
     tell(f"recall index: {report.type} over {report.n_items:,} items, recall@{report.recall_at} {report.recall:.3f}")
-    return report.to_dict()
+    return {**report.to_dict(), "low_recall_allowed": allow_low_recall}
 
 
 def _encoded(encoder: Encoder, picked: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, ModelInputs]]:

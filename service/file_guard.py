@@ -48,8 +48,8 @@ _REFUSED = {
 
 # FAISS writes four letters and 33 bytes of head (dimensions, count, two reserved, trained, metric), then the inner one.
 _INDEX_HEAD = 37
-INDEX_WRAPPER = b"IxM2"  # IndexIDMap2
-INDEX_KINDS = (b"IxSQ", b"IHNs")  # IndexScalarQuantizer, IndexHNSWSQ
+INDEX_WRAPPER = b"IxMp"  # IndexIDMap; IndexIDMap2 keeps a table of its own in every worker
+INDEX_KINDS = (b"IxSQ", b"IHNs", b"IwSq")  # IndexScalarQuantizer, IndexHNSWSQ, IndexIVFScalarQuantizer
 
 
 def check_graph(name: str, content: bytes) -> None:

@@ -20,6 +20,7 @@ from service.contract.encoder import Encoder
 from service.contract.errors import BundleError, RequestError, SchemaError
 from service.contract.mapped_array import open_array
 from service.contract.requests import RequestBatch
+from service.contract.rules import LEAST_RECALL
 from service.deadline import Deadline
 from service.errors import ModelFailed, NoModel
 from service.file_guard import check_graph, check_index, check_signature
@@ -217,16 +218,20 @@ def _mapped(bundle: Bundle, name: str) -> np.ndarray:
 
 
 def open_index(bundle: Bundle, encoder: Encoder) -> faiss.Index | None:
-    """The recall index from hashed bytes; None when the catalogue has no vectors and so no index."""
+    """The recall index, hashed and then mapped from disk; None when the catalogue has no vectors and so no index.
+
+    Vectors and lists are shared by all workers through the page cache; only the links of an HNSW graph are not. Raises
+    BundleError for an index of another kind or catalogue, and for one that finds less than its exporter should allow.
+    """
     if INDEX not in bundle.files:
         return None
-    check_index(str(bundle.path / INDEX), read := bundle.read(INDEX))
-    content = np.frombuffer(read, np.uint8)
+    check_index(str(bundle.path / INDEX), content := bundle.read(INDEX))
+    _check_recall(bundle)
     limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
     if limit is not None:
         limit(max(1 << 20, INDEX_LIMIT_FACTOR * len(content)))
     try:
-        index = faiss.deserialize_index(content)
+        index = faiss.read_index(str(bundle.path / INDEX), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise BundleError(f"{bundle.path / INDEX} is not a FAISS index ({error}): export the bundle again") from error
     rows, catalogue = faiss.vector_to_array(index.id_map), encoder.catalogue  # type: ignore[attr-defined]
@@ -234,6 +239,19 @@ def open_index(bundle: Bundle, encoder: Encoder) -> faiss.Index | None:
     if not fits or not len(rows) or rows.min() < 1 or rows.max() > catalogue.n_items:
         raise BundleError(f"{bundle.path / INDEX} is not of this catalogue: export the bundle again")
     return index
+
+
+def _check_recall(bundle: Bundle) -> None:
+    """A manifest that says nothing of recall is of another exporter and passes."""
+    about = bundle.manifest.get("index")
+    if not isinstance(about, Mapping) or about.get("low_recall_allowed"):
+        return
+    recall = about.get("recall", 1.0)
+    if not isinstance(recall, float | int) or not recall >= LEAST_RECALL:
+        raise BundleError(
+            f"{bundle.path / INDEX} finds {recall!r:.6} of the nearest items, need {LEAST_RECALL}: export again, with "
+            "--allow-low-recall if that is wanted"
+        )
 
 
 def _prior(bundle: Bundle) -> float:

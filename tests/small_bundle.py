@@ -222,7 +222,7 @@ def _index(catalogue: Catalogue) -> faiss.Index:
     )
     stored = np.rint(units * (127.0 / np.abs(units).max()))
     flat.train(stored)
-    index = faiss.IndexIDMap2(flat)
+    index = faiss.IndexIDMap(flat)
     index.add_with_ids(stored, rows)
     return index
 

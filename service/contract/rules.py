@@ -14,6 +14,7 @@ from service.contract.errors import SchemaError
 
 MISSING = -2.0  # the similarity of what cannot be compared
 SPARE = 8  # behaviours kept beyond what the rules want
+LEAST_RECALL = 0.95  # of the exact nearest items, that the recall index of a bundle must find
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Opening a bundle: nothing that fails its golden requests ever answers, and the old one stays."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from service import runtime as module
-from service.contract.bundle import point_to, read_bundle
+from service.contract.bundle import Bundle, point_to, read_bundle
 from service.contract.errors import BundleError
 from service.errors import NoModel
 from service.runtime import Runtime, RuntimeSwitch, Shared, bundle_to_open
@@ -72,6 +73,24 @@ def test_c2_one_flipped_bit_is_refused_by_name(open_bundle: Open, tmp_path: Path
 
 def test_an_index_is_optional(open_bundle: Open, tmp_path: Path) -> None:
     open_bundle(write_small_bundle(tmp_path, with_index=False).path)
+
+
+def saying(bundle: Bundle, index: object) -> Path:
+    """The bundle with another word about its index in the manifest."""
+    file = bundle.path / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "index": index}))
+    return bundle.path
+
+
+@pytest.mark.parametrize("recall", [0.9, 0, float("nan"), "0.99"])
+def test_an_index_that_finds_too_little_is_refused(open_bundle: Open, tmp_path: Path, recall: float) -> None:
+    with pytest.raises(BundleError, match=r"recall\.faiss finds .* of the nearest items, need 0\.95"):
+        open_bundle(saying(write_small_bundle(tmp_path), {"recall": recall, "low_recall_allowed": False}))
+
+
+@pytest.mark.parametrize("index", [{"recall": 0.95}, {"recall": 0.5, "low_recall_allowed": True}, {}, None])
+def test_one_that_finds_enough_or_was_wanted_so_opens(open_bundle: Open, tmp_path: Path, index: object) -> None:
+    open_bundle(saying(write_small_bundle(tmp_path), index))
 
 
 def test_a_bad_line_is_named(open_bundle: Open, tmp_path: Path) -> None:
