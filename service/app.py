@@ -41,6 +41,7 @@ from service.metrics import Metrics, UserHasher, configure_logging
 from service.process_tuning import calm_the_collector
 from service.quotas import TenantQuotas
 from service.redis_client import StoreSettings, check_settings, with_password
+from service.redis_sentinels import SentinelAccess
 from service.request_log import RequestLog
 from service.retriever import prepare_worker
 from service.runtime import RuntimeSwitch, Shared
@@ -217,9 +218,17 @@ def store_settings(settings: Settings) -> StoreSettings:
         ca_file=ca_file,
         cert_file=cert_file,
         key_file=key_file,
+        sentinels=_sentinel_access(settings),
     )
     check_settings(store)
     return store
+
+
+def _sentinel_access(settings: Settings) -> SentinelAccess:
+    password = settings.redis_sentinel_password
+    return SentinelAccess(
+        settings.redis_sentinel_user, password.get_secret_value() if password else None, settings.redis_sentinel_tls
+    )
 
 
 class StoreSignals:

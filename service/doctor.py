@@ -17,7 +17,7 @@ from service.app import store_settings
 from service.bundle_signature import signed_check
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
-from service.redis_client import failure_kind
+from service.redis_client import failure_advice, failure_kind
 from service.redis_cluster import CommandClients
 from service.runtime import bundle_to_open, check_bundle
 from service.settings import Settings, usable_cores
@@ -112,7 +112,8 @@ def _store(settings: Settings) -> list[Finding]:
             findings += [_server_setting(client, *one) for one in _WANTED] + [_listpack(client, settings)]
         return findings
     except redis.RedisError as error:
-        return [Finding("store", False, f"does not answer ({failure_kind(error)}): check DAIAN_REDIS_URL")]
+        kind = failure_kind(error)
+        return [Finding("store", False, f"does not answer ({kind}): {failure_advice(kind) or 'check DAIAN_REDIS_URL'}")]
     finally:
         clients.close()
 

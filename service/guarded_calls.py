@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from service.breaker import Attempt, Breaker
-from service.redis_client import failure_kind
+from service.redis_client import failure_advice, failure_kind
 
 Replies = list[object]
 
@@ -145,7 +145,9 @@ class GuardedCalls:
     def _tell(self, is_open: bool, kind: str) -> None:
         self._observer.breaker(self._operation, is_open)
         if is_open:
-            _log.warning("store %ss: no answer (%s), doing without", self._operation, kind)
+            advice = failure_advice(kind)
+            said = f": {advice}" if advice else ""
+            _log.warning("store %ss: no answer (%s), doing without%s", self._operation, kind, said)
         else:
             _log.warning("store %ss: answering again", self._operation)
 

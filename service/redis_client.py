@@ -7,20 +7,27 @@ Called by `user_store.py`, `store_tools.py` and `redis_cluster.py`, which makes 
 environment, never connects by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 import redis
 import redis.asyncio
 import redis.asyncio.sentinel
-import redis.sentinel
 from redis import exceptions
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from service.redis_sentinels import (
+    NO_PRIMARY_ERRORS,
+    CommandSentinels,
+    SentinelAccess,
+    SentinelRefusalError,
+    Sentinels,
+    check_access,
+)
 from service.store_address import StoreAddress, parse_address, split_url
 
 
@@ -41,6 +48,7 @@ class StoreSettings:
         tenant: whose users are meant where a call names no tenant, `[a-z0-9-]{1,32}`.
         ca_file: certificates that a `rediss://` server's must be signed by; None = the system's.
         cert_file, key_file: our own certificate and its key, for a `rediss://` server that asks for one.
+        sentinels: how to reach them, where the address names some.
     """
 
     url: str
@@ -57,6 +65,7 @@ class StoreSettings:
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
+    sentinels: SentinelAccess = field(default_factory=SentinelAccess)
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,15 @@ def check_settings(settings: StoreSettings) -> None:
 
     Raises:
         ValueError: an address that cannot be one, two addresses of different kinds, a file that cannot be read, half a
-            pair of certificate and key, or files without TLS.
+            pair of certificate and key, files without TLS, or settings of sentinels where there are none.
     """
     addresses = [parse_address(url) for url in (settings.url, settings.events_url) if url]
     if len({address.mode for address in addresses}) > 1:
         raise ValueError("DAIAN_REDIS_URL and DAIAN_REDIS_EVENTS_URL are of different kinds: both name one store")
     if (settings.cert_file is None) != (settings.key_file is None):
         raise ValueError("DAIAN_REDIS_CERT_FILE and DAIAN_REDIS_KEY_FILE go together: set both or neither")
+    check_access(settings.sentinels, addresses[0].mode == "sentinel")
+    is_tls = settings.sentinels.tls == "on" or any(address.is_tls for address in addresses)
     named = {
         "DAIAN_REDIS_CA_FILE": settings.ca_file,
         "DAIAN_REDIS_CERT_FILE": settings.cert_file,
@@ -93,7 +104,7 @@ def check_settings(settings: StoreSettings) -> None:
     for name, path in named.items():
         if path is None:
             continue
-        if not any(address.is_tls for address in addresses):
+        if not is_tls:
             raise ValueError(f"{name} is set and the store's URL is without TLS: write rediss:// in place of redis://")
         try:
             with open(path, "rb") as file:
@@ -127,8 +138,8 @@ def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":
     limits = _limits(settings.timeout_ms / 1000, AsyncRetry(NoBackoff(), 0))
     waiting: dict[str, Any] = {"max_connections": settings.pool, "timeout": settings.pool_wait_ms / 1000}
     if address.mode == "sentinel":
-        sentinel = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            address.nodes, sentinel_kwargs={**limits, **_ssl(address, tls, is_client=True)}
+        sentinel = Sentinels(  # type: ignore[no-untyped-call]
+            address.nodes, sentinel_kwargs={**limits, **_to_sentinels(address, tls, settings.sentinels)}
         )
         found: redis.asyncio.Redis = sentinel.master_for(
             str(address.service),
@@ -144,23 +155,27 @@ def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def command_client(url: str, timeout_s: float = 5.0, tls: TlsFiles | None = None) -> "redis.Redis":
+def command_client(
+    url: str, timeout_s: float = 5.0, tls: TlsFiles | None = None, sentinels: SentinelAccess | None = None
+) -> "redis.Redis":
     """A blocking client on one connection for commands in a terminal: patient, but it does not retry either.
 
     Raises ValueError as `async_client` does.
     """
     address, tls = parse_address(url), tls or TlsFiles()
     limits = _limits(timeout_s, Retry(NoBackoff(), 0))
-    if address.is_tls:
-        limits["redis_connect_func"] = _greet
+    greeted = {"redis_connect_func": _greet}
     if address.mode == "sentinel":
-        ssl = _ssl(address, tls, is_client=True)
-        sentinel = redis.sentinel.Sentinel(address.nodes, sentinel_kwargs={**limits, **ssl})  # type: ignore[no-untyped-call]
-        found: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-            address.service, max_connections=1, **limits, **ssl, **_who(address)
+        ways = _ssl(address, tls, is_client=True), _to_sentinels(address, tls, sentinels or SentinelAccess())
+        server, sentinel = ({**limits, **way, **(greeted if "ssl" in way else {})} for way in ways)
+        asked = CommandSentinels(address.nodes, sentinel_kwargs=sentinel)  # type: ignore[no-untyped-call]
+        found: redis.Redis = asked.master_for(  # type: ignore[no-untyped-call]
+            address.service, max_connections=1, **server, **_who(address)
         )
         return found
     _refuse_cluster(address)
+    if address.is_tls:
+        limits |= greeted
     pool = redis.ConnectionPool.from_url(url, max_connections=1, **limits, **_ssl(address, tls))
     return redis.Redis.from_pool(pool)
 
@@ -200,6 +215,12 @@ def _who(address: StoreAddress) -> dict[str, Any]:
     return {"username": address.user, "password": address.password, "db": address.db}
 
 
+def _to_sentinels(address: StoreAddress, tls: TlsFiles, access: SentinelAccess) -> dict[str, Any]:
+    is_tls = address.is_tls if access.tls == "same" else access.tls == "on"
+    way = _ssl(replace(address, is_tls=is_tls), tls, is_client=True)
+    return {**way, "username": access.user, "password": access.password}
+
+
 def _refuse_cluster(address: StoreAddress) -> None:
     if address.mode == "cluster":
         raise ValueError("a cluster has no client of its own, but one per node: use service.redis_cluster")
@@ -208,6 +229,8 @@ def _refuse_cluster(address: StoreAddress) -> None:
 STORE_ERRORS: tuple[type[Exception], ...] = (exceptions.RedisError, OSError)
 
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (SentinelRefusalError, "sentinel_auth"),
+    *((one, "no_primary") for one in NO_PRIMARY_ERRORS),
     (exceptions.TimeoutError, "timeout"),
     (exceptions.BusyLoadingError, "loading"),
     (exceptions.AuthenticationError, "auth"),
@@ -219,6 +242,19 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.MasterDownError, "server"),
     (exceptions.ClusterDownError, "cluster_down"),
 )
+
+_ADVICE = {
+    "sentinel_auth": "the sentinels refuse our user or password, or want one of their own: set "
+    "DAIAN_REDIS_SENTINEL_PASSWORD and, if they know users, DAIAN_REDIS_SENTINEL_USER",
+    "no_primary": "no sentinel answers that names a primary: check sentinels and service in DAIAN_REDIS_URL",
+    "auth": "the server refuses our user or password, or wants one: check DAIAN_REDIS_PASSWORD and DAIAN_REDIS_URL",
+    "permission": "the server's ACL does not let our user do that: docs/operate.md has the two users",
+}
+
+
+def failure_advice(kind: str) -> str | None:
+    """What an operator should look at after a failure of this kind; None where the word says it all."""
+    return _ADVICE.get(kind)
 
 
 def failure_kind(error: BaseException) -> str:

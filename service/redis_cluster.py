@@ -176,7 +176,7 @@ class CommandClients:
         self._clients: dict[Node, redis.Redis] = {}
         self._slots = SlotMap()
         self.is_cluster = self._address.mode == "cluster"
-        self._only = None if self.is_cluster else command_client(url, timeout_s, self._tls)
+        self._only = None if self.is_cluster else command_client(url, timeout_s, self._tls, settings.sentinels)
 
     def of(self, key: str) -> redis.Redis:
         """The client of the server that has the key. Raises STORE_ERRORS if there is none."""

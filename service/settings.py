@@ -21,7 +21,14 @@ from service.errors import ServiceError
 
 PREFIX = "DAIAN_"
 TEST_PREFIX = "DAIAN_TEST_"
-SECRETS = ("redis_url", "redis_events_url", "redis_password", "redis_events_password", "id_hash_key")
+SECRETS = (
+    "redis_url",
+    "redis_events_url",
+    "redis_password",
+    "redis_events_password",
+    "redis_sentinel_password",
+    "id_hash_key",
+)
 FROM_FILES = (*SECRETS, "bundle_public_key")  # a key in PEM has lines, which a file holds better than a variable
 
 
@@ -106,6 +113,9 @@ class Settings(BaseSettings):
     redis_events_url: SecretStr | None = Field(None, description="address for writes; the same as reads if unset")
     redis_password: SecretStr | None = Field(None, description="password for an address that has none in it")
     redis_events_password: SecretStr | None = Field(None, description="the same for the address for writes")
+    redis_sentinel_user: str | None = Field(None, description="user at the sentinels, where they know users")
+    redis_sentinel_password: SecretStr | None = Field(None, description="password of the sentinels themselves")
+    redis_sentinel_tls: Literal["same", "on", "off"] = Field("same", description="TLS to the sentinels")
     redis_read_budget_ms: int = Field(20, ge=1, le=1000, description="how long a ranking waits for behaviours")
     redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="connect and socket time-out")
     redis_pool: int = Field(32, ge=1, le=1024, description="connections per pool")

@@ -27,7 +27,7 @@ from service.behaviour_codec import (
 )
 from service.embedded_store import embedded_store
 from service.errors import StoreUnavailable
-from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_kind
+from service.redis_client import STORE_ERRORS, StoreSettings, command_client, failure_advice, failure_kind
 from service.redis_cluster import CommandClients
 from service.user_store import DAY_MS, PROFILE_TTL_S, queue_behaviours, wall_clock_ms
 
@@ -61,7 +61,10 @@ def inspect_user(settings: StoreSettings, user_id: str, now: int | None = None) 
             "window_days": settings.window_days,
         }
     except STORE_ERRORS as error:
-        raise StoreUnavailable(f"the store is away ({failure_kind(error)}): check its address and start it") from error
+        kind = failure_kind(error)
+        raise StoreUnavailable(
+            f"the store is away ({kind}): {failure_advice(kind) or 'check its address and start it'}"
+        ) from error
     finally:
         clients.close()
 

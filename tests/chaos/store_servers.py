@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from service.embedded_store import _server_binary
-from service.redis_client import command_client
+from service.redis_client import command_client, with_password
 
 DOWN_AFTER_MS = 500
 NODE_TIMEOUT_MS = 1_000
@@ -41,10 +41,11 @@ class Server:
     port: int
     process: "subprocess.Popen[bytes]"
     folder: Path
+    password: str | None = None
 
     def ask(self, *command: object) -> Any:
         """The reply to a command, asked on a connection of its own."""
-        client = command_client(f"redis://127.0.0.1:{self.port}")
+        client = command_client(with_password(f"redis://127.0.0.1:{self.port}", self.password))
         try:
             return client.execute_command(*command)  # type: ignore[no-untyped-call]
         finally:
@@ -56,20 +57,21 @@ class Server:
         self.process.wait()
 
 
-def started(folder: Path, *arguments: str, config: str | None = None) -> Server:
-    """A server that answers. `config`: a sentinel with this file."""
+def started(folder: Path, *arguments: str, config: str | None = None, password: str | None = None) -> Server:
+    """A server that answers. `config`: a sentinel with this file; `password`: what it asks for."""
     port = free_port()
     folder.mkdir(parents=True)
     command = [str(_server_binary())]
     if config is not None:
         (folder / "sentinel.conf").write_text(config)
         command += [str(folder / "sentinel.conf"), "--sentinel"]
+    secret = ["--requirepass", password] if password else []
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *arguments],
+            [*command, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *secret, *arguments],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    server = Server(port, process, folder)
+    server = Server(port, process, folder, password)
     try:
         wait_for(lambda: bool(server.ask("PING")), 20)
     except BaseException:
@@ -105,23 +107,26 @@ class Sentinels:
 
 
 @contextlib.contextmanager
-def sentinels(folder: Path) -> Iterator[Sentinels]:
-    """Up, with the replica in step, for as long as the block runs."""
+def sentinels(folder: Path, password: str | None = None, sentinel_password: str | None = None) -> Iterator[Sentinels]:
+    """Up, with the replica in step, for as long as the block runs. `password`: the servers'."""
     servers = list[Server]()
     try:
         data = ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"]
-        primary = started(folder / "a", *data)
+        data += ["--masterauth", password] if password else []
+        primary = started(folder / "a", *data, password=password)
         servers.append(primary)
-        replica = started(folder / "b", *data, "--replicaof", f"127.0.0.1 {primary.port}")
+        replica = started(folder / "b", *data, "--replicaof", f"127.0.0.1 {primary.port}", password=password)
         servers.append(replica)
         wait_for(lambda: b"master_link_status:up" in _info(replica, "replication"), 30)
         config = (
             f"sentinel monitor users 127.0.0.1 {primary.port} 2\n"
             f"sentinel down-after-milliseconds users {DOWN_AFTER_MS}\n"
             "sentinel failover-timeout users 5000\n"
+            + (f"sentinel auth-pass users {password}\n" if password else "")
+            + (f"sentinel sentinel-pass {sentinel_password}\n" if sentinel_password else "")
         )
         for number in range(3):
-            servers.append(started(folder / f"s{number}", config=config))
+            servers.append(started(folder / f"s{number}", config=config, password=sentinel_password))
         watchers = servers[2:]
         wait_for(lambda: all(_knows_all(one) for one in watchers), 30)
         yield Sentinels(primary, replica, watchers)

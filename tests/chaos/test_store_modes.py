@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service import redis_sentinels
 from service.errors import StoreFull, StoreUnavailable
-from service.redis_client import StoreSettings
+from service.redis_client import StoreSettings, with_password
 from service.redis_cluster import ClusterClient, CommandClients
+from service.redis_sentinels import SentinelAccess
 from service.store_load import load
 from service.store_tools import inspect_user
-from service.user_store import AppendResult, BehaviourEvent, Erased, RedisUserStore
+from service.user_store import AppendResult, BehaviourEvent, Erased, RedisUserStore, StoreCounts
 from tests.chaos.service_process import service_process
 from tests.chaos.store_servers import DOWN_AFTER_MS, NODE_TIMEOUT_MS, Sentinels, Server, cluster, cluster_url, sentinels
 from tests.small_bundle import write_small_bundle
@@ -57,12 +59,12 @@ def click(user: str, number: int = 0) -> BehaviourEvent:
     return BehaviourEvent(user, f"i_{number}", "click", NOW - 60_000 + 1_000 * number)
 
 
-def everything_works(url: str, folder: Path) -> None:
+def everything_works(settings: StoreSettings, folder: Path) -> None:
     """Events, reads, erasure, load and inspect, of users that lie all over the store."""
     users = [f"u_{number}" for number in range(40)]
 
     async def main() -> None:
-        store = RedisUserStore(settings_of(url), clock=lambda: NOW)
+        store = RedisUserStore(settings, clock=lambda: NOW)
         try:
             events = [click(user, number) for user in users for number in range(2)]
             assert await store.append(events) == AppendResult(80, 0)
@@ -89,10 +91,10 @@ def everything_works(url: str, folder: Path) -> None:
     file = folder / "users.ndjson"
     file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     for n_new in (300, 0):
-        report = load(settings_of(url), [str(file)], now=NOW, progress=False)
+        report = load(settings, [str(file)], now=NOW, progress=False)
         assert (report.n_new, report.n_erased, report.n_sent) == (n_new, 1, 301)
     for user, n in (("u_0", 2), ("l_299", 1), ("u_1", 0)):
-        shown = inspect_user(settings_of(url), user, now=NOW)
+        shown = inspect_user(settings, user, now=NOW)
         assert isinstance(shown["behaviours"], list)
         assert len(shown["behaviours"]) == n
 
@@ -153,7 +155,94 @@ async def under_load(
 
 
 def test_behind_sentinels_everything_works(three: Sentinels, tmp_path: Path) -> None:
-    everything_works(three.url, tmp_path)
+    everything_works(settings_of(three.url), tmp_path)
+
+
+# --- sentinels with a password of their own ---------------------------------------------------------------------------
+
+SECRETS = {"password": "of-servers", "sentinel_password": "of-sentinels"}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """Servers with one password, sentinels with another, and a user of theirs that may ask for primaries alone."""
+    with sentinels(tmp_path_factory.mktemp("guarded") / "servers", **SECRETS) as found:
+        for sentinel in found.sentinels:
+            sentinel.ask("ACL", "SETUSER", "daian", "on", ">of-daian", "-@all", "+sentinel|masters")
+        yield found
+
+
+def guarded_settings(guarded: Sentinels, access: SentinelAccess) -> StoreSettings:
+    return replace(settings_of(with_password(guarded.url, "of-servers")), sentinels=access)
+
+
+def one_read(settings: StoreSettings) -> tuple[tuple[str, ...], set[tuple[str, ...]]]:
+    """(what the answer was without, the failures that were counted) of one ranking's read."""
+
+    async def main() -> tuple[tuple[str, ...], set[tuple[str, ...]]]:
+        store = RedisUserStore(settings, clock=lambda: NOW)
+        try:
+            user = await store.fetch("u_1", NOW)
+        finally:
+            await store.close()
+        assert isinstance(store.observer, StoreCounts)
+        return user.degraded, {one for one in store.observer.counts if one[0] == "failed"}
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "access", [SentinelAccess(password="of-sentinels"), SentinelAccess("daian", "of-daian")], ids=["password", "user"]
+)
+def test_behind_sentinels_with_a_password_of_their_own_everything_works(
+    guarded: Sentinels, access: SentinelAccess, tmp_path: Path
+) -> None:
+    guarded.primary.ask("FLUSHALL")
+    everything_works(guarded_settings(guarded, access), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        SentinelAccess(),
+        SentinelAccess(password="of-servers"),
+        SentinelAccess("nobody", "of-daian"),
+        SentinelAccess("blind", "of-daian"),
+    ],
+    ids=["no password", "the servers' password", "an unknown user", "a user that may not ask"],
+)
+def test_sentinels_that_refuse_us_are_named_and_not_taken_for_a_server_that_is_away(
+    guarded: Sentinels, access: SentinelAccess, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sentinel in guarded.sentinels:
+        sentinel.ask("ACL", "SETUSER", "blind", "on", ">of-daian", "-@all", "+ping")
+    settings = replace(guarded_settings(guarded, access), breaker_failures=1)
+    assert one_read(settings) == (("behaviours",), {("failed", "read", "sentinel_auth")})
+    (line,) = [one for one in caplog.messages if "no answer" in one]
+    assert "sentinel_auth" in line
+    assert "DAIAN_REDIS_SENTINEL_PASSWORD" in line
+    with pytest.raises(StoreUnavailable, match="DAIAN_REDIS_SENTINEL_PASSWORD"):
+        inspect_user(settings, "u_1", now=NOW)
+
+
+def test_saboteur_left_to_the_library_sentinels_that_refuse_us_look_as_if_they_were_away(
+    guarded: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_sentinels, "_why_no_primary", lambda error: error)
+    refused = guarded_settings(guarded, SentinelAccess())
+    away = replace(refused, url="redis+sentinel://127.0.0.1:1,127.0.0.1:2/users")
+    assert one_read(refused) == one_read(away) == (("behaviours",), {("failed", "read", "no_primary")})
+
+
+def test_the_servers_own_password_is_told_from_that_of_the_sentinels(guarded: Sentinels) -> None:
+    access = SentinelAccess(password="of-sentinels")
+    settings = replace(guarded_settings(guarded, access), url=with_password(guarded.url, "of-sentinels"))
+    assert one_read(settings) == (("behaviours",), {("failed", "read", "auth")})
+
+
+def test_a_password_that_no_sentinel_asked_for_is_told_too(three: Sentinels) -> None:
+    settings = replace(settings_of(three.url), sentinels=SentinelAccess(password="of-sentinels"))
+    assert one_read(settings) == (("behaviours",), {("failed", "read", "sentinel_auth")})
 
 
 def failover(three: Sentinels, url: str) -> tuple[Load, set[str]]:
@@ -253,7 +342,7 @@ def test_g5_saboteur_a_service_with_a_fixed_address_is_not_whole_again(
 
 
 def test_a_cluster_serves_everything_and_has_users_on_all_nodes(nodes: list[Server], tmp_path: Path) -> None:
-    everything_works(cluster_url(nodes), tmp_path)
+    everything_works(settings_of(cluster_url(nodes)), tmp_path)
     assert all(node.ask("DBSIZE") > 10 for node in nodes)
     clients = CommandClients(cluster_url(nodes), settings_of(""))
     assert len(clients.all()) == 3

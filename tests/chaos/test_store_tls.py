@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,10 +20,12 @@ import pytest
 
 from service.embedded_store import embedded_store
 from service.errors import StoreUnavailable
-from service.redis_client import StoreSettings
+from service.redis_client import StoreSettings, check_settings
+from service.redis_sentinels import SentinelAccess
 from service.store_load import load
 from service.store_tools import inspect_user
 from service.user_store import BehaviourEvent, RedisUserStore, StoreCounts
+from tests.chaos.store_servers import Server, started
 
 NOW = 1_795_000_000_000
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with the openssl binary")
@@ -59,7 +61,7 @@ def signed(folder: Path, name: str, ca: Path, names: str) -> Path:
 
 @contextmanager
 def tls_front(url: str, certificate: Path, client_ca: Path | None) -> Iterator[int]:
-    """The port of a TLS server that passes everything on to a Unix socket; asks for a certificate if told whose."""
+    """The port of a TLS server that passes everything on to the URL's; asks for a certificate if told whose."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
     if client_ca is not None:
@@ -79,7 +81,12 @@ def tls_front(url: str, certificate: Path, client_ca: Path | None) -> Iterator[i
             writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind_writer = await asyncio.open_unix_connection(unquote(url.removeprefix("unix://")))
+        host, _, port = url.removeprefix("redis://").partition(":")
+        behind_reader, behind_writer = (
+            await asyncio.open_unix_connection(unquote(url.removeprefix("unix://")))
+            if url.startswith("unix://")
+            else await asyncio.open_connection(host, int(port))
+        )
         await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
 
     async def main() -> None:
@@ -181,3 +188,49 @@ def test_whatever_does_not_fit_degrades(url: str, folder: Path, wrong: str) -> N
         degraded, kind = asked(settings)
         assert degraded == ("behaviours",)
         assert kind in ("connection", "timeout", "late")
+
+
+# --- sentinels --------------------------------------------------------------------------------------------------------
+
+A_LONG_TIME_MS = 3_600_000  # the wheel's sentinel cannot ask a server with TLS whether it lives: it must not want to
+
+
+@contextmanager
+def watched(folder: Path, certificates: Path) -> Iterator[tuple[Server, int]]:
+    """A sentinel, and the port of TLS before it. It names a primary with TLS (`secret`) and one without (`plain`)."""
+    certificate, ca = certificates / "server.pem", certificates / "ca.pem"
+    with ExitStack() as stack:
+        data = started(folder / "data")
+        stack.callback(data.kill)
+        with_tls = stack.enter_context(tls_front(f"redis://127.0.0.1:{data.port}", certificate, ca))
+        config = "".join(
+            f"sentinel monitor {name} 127.0.0.1 {port} 1\nsentinel down-after-milliseconds {name} {A_LONG_TIME_MS}\n"
+            for name, port in (("secret", with_tls), ("plain", data.port))
+        )
+        sentinel = started(folder / "sentinel", config=config)
+        stack.callback(sentinel.kill)
+        yield sentinel, stack.enter_context(tls_front(f"redis://127.0.0.1:{sentinel.port}", certificate, ca))
+
+
+def test_sentinels_and_servers_have_tls_alike_or_each_for_itself(folder: Path, tmp_path: Path) -> None:
+    with watched(tmp_path, folder) as (sentinel, front):
+        settings = settings_of(folder, 0)
+        found = {}
+        for scheme, tls, port, service in (
+            ("rediss", "same", front, "secret"),
+            ("rediss", "off", sentinel.port, "secret"),
+            ("redis", "on", front, "plain"),
+            ("redis", "same", sentinel.port, "plain"),
+            # and what does not fit: TLS to a sentinel without, none to one with, and a primary that wants it
+            ("rediss", "same", sentinel.port, "secret"),
+            ("redis", "same", front, "plain"),
+            ("redis", "on", front, "secret"),
+        ):
+            url = f"{scheme}+sentinel://127.0.0.1:{port}/{service}"
+            place = replace(settings, url=url, timeout_ms=1_000, sentinels=SentinelAccess(tls=tls))  # type: ignore[arg-type]
+            if scheme == "rediss" or tls == "on":
+                check_settings(place)
+            found[scheme, tls, port == front, service] = asked(place)[0] == ()
+            if found[scheme, tls, port == front, service]:
+                assert len(inspect_user(place, "u_1", now=NOW)["behaviours"]) == 1  # type: ignore[arg-type]
+    assert list(found.values()) == [True] * 4 + [False] * 3, found

@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 import redis.asyncio.sentinel
+import redis.connection
 from redis import exceptions
 
+from service.app import store_settings
 from service.redis_client import (
     StoreSettings,
     async_client,
     check_settings,
     command_client,
+    failure_advice,
     failure_kind,
     with_password,
 )
 from service.redis_cluster import ClusterClient, SlotMap, read_slots
+from service.redis_sentinels import SentinelAccess, _why_no_primary
+from service.settings import read_settings
 from service.store_address import StoreAddress, parse_address
 
 SETTINGS = StoreSettings("redis://rank:secret@127.0.0.1:1/2", timeout_ms=70, pool=7, pool_wait_ms=30)
@@ -56,6 +61,64 @@ def test_a13_behind_sentinels_too_and_for_the_sentinels_themselves(url: str) -> 
         assert_connection_is_ours(sentinel.connection_pool.make_connection())
         assert sentinel.connection_pool.connection_kwargs["port"] in (1, 26379)
         assert sentinel.connection_pool.make_connection().password is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tls", "expected"),
+    [("redis", "same", False), ("redis", "on", True), ("rediss", "same", True), ("rediss", "off", False)],
+)
+def test_sentinels_have_their_own_user_password_and_tls(scheme: str, tls: str, expected: bool) -> None:
+    access = SentinelAccess("watcher", "hush", tls)  # type: ignore[arg-type]
+    url = f"{scheme}+sentinel://rank:secret@h:1/users"
+    server = async_client(url, replace(SETTINGS, sentinels=access)).connection_pool
+    command = command_client(url, sentinels=access).connection_pool
+    for pool in (server, command):
+        connection = pool.sentinel_manager.sentinels[0].connection_pool.make_connection()
+        assert (connection.username, connection.password) == ("watcher", "hush")
+        assert isinstance(connection, redis.connection.SSLConnection | redis.asyncio.SSLConnection) is expected
+        kept = pool.connection_kwargs
+        assert (kept["username"], kept["password"]) == ("rank", "secret")
+    # Only the greeting keeps redis-py's blocking pool from taking a ticket of TLS 1.3 for a reply.
+    greeted = command.sentinel_manager.sentinels[0].connection_pool.connection_kwargs.get("redis_connect_func")
+    assert (greeted is not None) is expected
+    assert "hush" not in repr(replace(SETTINGS, sentinels=access))
+
+
+def test_settings_of_sentinels_reach_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush\n")
+    monkeypatch.setenv("DAIAN_REDIS_URL", "redis+sentinel://h/users")
+    monkeypatch.setenv("DAIAN_REDIS_SENTINEL_USER", "watcher")
+    monkeypatch.setenv("DAIAN_REDIS_SENTINEL_PASSWORD_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("DAIAN_REDIS_SENTINEL_TLS", "on")
+    settings = read_settings()
+    assert store_settings(settings).sentinels == SentinelAccess("watcher", "hush", "on")
+    assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "access", "reason"),
+    [
+        ("redis://h", SentinelAccess(password="hush"), "DAIAN_REDIS_SENTINEL_PASSWORD is set and .* no sentinels"),
+        ("redis+cluster://h", SentinelAccess(tls="off"), "DAIAN_REDIS_SENTINEL_TLS is set and .* no sentinels"),
+        ("redis://h", SentinelAccess("watcher", "hush"), "DAIAN_REDIS_SENTINEL_USER is set and .* no sentinels"),
+        ("redis+sentinel://h/users", SentinelAccess("watcher"), "without DAIAN_REDIS_SENTINEL_PASSWORD"),
+    ],
+)
+def test_settings_of_sentinels_that_lead_nowhere_stop_the_start(url: str, access: SentinelAccess, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as refused:
+        check_settings(StoreSettings(url, sentinels=access))
+    assert "hush" not in str(refused.value)
+
+
+def test_a_refusal_of_the_sentinels_is_told_from_their_absence() -> None:
+    """What tells a refusal from an absence is a name in the library's own text; test_store_modes.py asks real ones."""
+    text = f"No master found for 'users' : <Redis> - {exceptions.AuthenticationError('NOAUTH')!r}"
+    refused = _why_no_primary(redis.asyncio.sentinel.MasterNotFoundError(text))
+    away = _why_no_primary(redis.asyncio.sentinel.MasterNotFoundError("No master found for 'users'"))
+    forbidden = _why_no_primary(exceptions.NoPermissionError("this user has no permissions"))
+    assert [failure_kind(one) for one in (refused, away, forbidden)] == ["sentinel_auth", "no_primary", "sentinel_auth"]
+    assert "DAIAN_REDIS_SENTINEL_PASSWORD" in str(failure_advice("sentinel_auth"))
+    assert failure_advice("timeout") is None
 
 
 def test_a13_saboteur_sentinels_left_to_the_library() -> None:
