@@ -219,6 +219,8 @@ def store_settings(settings: Settings) -> StoreSettings:
         cert_file=cert_file,
         key_file=key_file,
         sentinels=_sentinel_access(settings),
+        wait_replicas=settings.redis_wait_replicas,
+        wait_ms=settings.redis_wait_ms,
     )
     check_settings(store)
     return store

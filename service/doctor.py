@@ -110,6 +110,7 @@ def _store(settings: Settings) -> list[Finding]:
         findings = [Finding("store", True, f"{len(nodes)} nodes answer" if clients.is_cluster else "answers")]
         for client in nodes:
             findings += [_server_setting(client, *one) for one in _WANTED] + [_listpack(client, settings)]
+            findings += [_replicas(client, settings)] if settings.redis_wait_replicas else []
         return findings
     except redis.RedisError as error:
         kind = failure_kind(error)
@@ -139,6 +140,20 @@ def _listpack(client: redis.Redis, settings: Settings) -> Finding:
     is_fine = settings.behaviours_keep <= int(found)
     advice = "" if is_fine else ": histories take several times the memory, raise it above DAIAN_BEHAVIOURS_KEEP"
     return Finding("store listpack", is_fine, f"{found} entries stay compact, {settings.behaviours_keep} kept{advice}")
+
+
+def _replicas(client: redis.Redis, settings: Settings) -> Finding:
+    """Those that are connected and in step: the others confirm nothing."""
+    wanted = settings.redis_wait_replicas
+    try:
+        about = client.info("replication")
+    except redis.RedisError:
+        return Finding("store replicas", None, "this user may not ask (INFO)")
+    rows = [about.get(f"slave{number}") for number in range(int(about.get("connected_slaves", 0)))]
+    n_found = sum(isinstance(row, dict) and row.get("state") == "online" for row in rows)
+    advice = "" if n_found >= wanted else ": events would be refused (503), start replicas or lower the setting"
+    detail = f"{n_found} in step, DAIAN_REDIS_WAIT_REPLICAS is {wanted}{advice}"
+    return Finding("store replicas", n_found >= wanted, detail)
 
 
 def _config(client: redis.Redis, name: str) -> str | None:

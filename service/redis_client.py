@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from service.redis_replicas import UnconfirmedError
 from service.redis_sentinels import (
     NO_PRIMARY_ERRORS,
     CommandSentinels,
@@ -49,6 +50,8 @@ class StoreSettings:
         ca_file: certificates that a `rediss://` server's must be signed by; None = the system's.
         cert_file, key_file: our own certificate and its key, for a `rediss://` server that asks for one.
         sentinels: how to reach them, where the address names some.
+        wait_replicas: how many replicas must have a write before it counts; 0 = the primary alone decides.
+        wait_ms: how long to wait for them.
     """
 
     url: str
@@ -66,6 +69,8 @@ class StoreSettings:
     cert_file: str | None = None
     key_file: str | None = None
     sentinels: SentinelAccess = field(default_factory=SentinelAccess)
+    wait_replicas: int = 0
+    wait_ms: int = 50
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,16 @@ def check_settings(settings: StoreSettings) -> None:
 
     Raises:
         ValueError: an address that cannot be one, two addresses of different kinds, a file that cannot be read, half a
-            pair of certificate and key, files without TLS, or settings of sentinels where there are none.
+            pair of certificate and key, files without TLS, settings of sentinels where there are none, or a wait for
+            replicas that the connection's time-out would end.
     """
     addresses = [parse_address(url) for url in (settings.url, settings.events_url) if url]
     if len({address.mode for address in addresses}) > 1:
         raise ValueError("DAIAN_REDIS_URL and DAIAN_REDIS_EVENTS_URL are of different kinds: both name one store")
     if (settings.cert_file is None) != (settings.key_file is None):
         raise ValueError("DAIAN_REDIS_CERT_FILE and DAIAN_REDIS_KEY_FILE go together: set both or neither")
+    if settings.wait_replicas and settings.wait_ms >= settings.timeout_ms:
+        raise ValueError("DAIAN_REDIS_WAIT_MS must be less than DAIAN_REDIS_TIMEOUT_MS, which ends a silent connection")
     check_access(settings.sentinels, addresses[0].mode == "sentinel")
     is_tls = settings.sentinels.tls == "on" or any(address.is_tls for address in addresses)
     named = {
@@ -241,6 +249,7 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.AskError, "moved"),
     (exceptions.MasterDownError, "server"),
     (exceptions.ClusterDownError, "cluster_down"),
+    (UnconfirmedError, "unconfirmed"),
 )
 
 _ADVICE = {
@@ -248,6 +257,7 @@ _ADVICE = {
     "DAIAN_REDIS_SENTINEL_PASSWORD and, if they know users, DAIAN_REDIS_SENTINEL_USER",
     "no_primary": "no sentinel answers that names a primary: check sentinels and service in DAIAN_REDIS_URL",
     "auth": "the server refuses our user or password, or wants one: check DAIAN_REDIS_PASSWORD and DAIAN_REDIS_URL",
+    "unconfirmed": "too few replicas have what was written: start them, or lower DAIAN_REDIS_WAIT_REPLICAS",
     "permission": "the server's ACL does not let our user do that: docs/operate.md has the two users",
 }
 

@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="connect and socket time-out")
     redis_pool: int = Field(32, ge=1, le=1024, description="connections per pool")
     redis_pool_wait_ms: int = Field(20, ge=1, le=1000, description="how long to wait for a free connection")
+    redis_wait_replicas: int = Field(0, ge=0, le=16, description="replicas that must have a write before it counts")
+    redis_wait_ms: int = Field(50, ge=1, le=9_999, description="how long to wait for them")
     redis_ca_file: Path | None = Field(None, description="certificate authority for rediss://")
     redis_cert_file: Path | None = Field(None, description="our certificate, for a server that asks for one")
     redis_key_file: Path | None = Field(None, description="the key of that certificate")

@@ -36,6 +36,7 @@ from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
 from service.redis_client import StoreSettings, async_client, failure_kind
 from service.redis_cluster import ClusterClient
+from service.redis_replicas import transaction
 from service.store_address import parse_address
 
 __all__ = [
@@ -337,7 +338,7 @@ class RedisUserStore:
 
     async def _erasing(self, commands: Sequence[tuple[object, ...]]) -> Replies:
         async def work(client: "redis.asyncio.Redis") -> Replies:
-            async with client.pipeline(transaction=True) as pipe:
+            async with self._transaction(client) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 return _unless_refused(await pipe.execute(raise_on_error=False))
@@ -348,7 +349,7 @@ class RedisUserStore:
         """The replies of one transaction on the node that has the key."""
 
         async def work(client: "redis.asyncio.Redis") -> Replies:
-            async with client.pipeline(transaction=True) as pipe:
+            async with self._transaction(client) as pipe:
                 queue(pipe)
                 replies: Replies = await pipe.execute(raise_on_error=False)
             for reply in replies:
@@ -357,6 +358,9 @@ class RedisUserStore:
             return replies
 
         return await self._stored(self._write_calls, key, lambda: _on_node(self.writes, key, work))
+
+    def _transaction(self, client: "redis.asyncio.Redis") -> Pipeline:
+        return transaction(client, self.settings.wait_replicas, self.settings.wait_ms)
 
     async def _stored(
         self, calls: CallsByShard, key: str, work: Callable[[], Coroutine[object, object, Replies]]
@@ -367,7 +371,8 @@ class RedisUserStore:
         except NoAnswerError as error:
             if error.kind == "full":
                 raise StoreFull("the behaviour store's memory is full: repeat the call later") from error
-            raise StoreUnavailable("the behaviour store is away: repeat the call as it is") from error
+            what = "too few replicas have the write" if error.kind == "unconfirmed" else "the behaviour store is away"
+            raise StoreUnavailable(f"{what}: repeat the call as it is") from error
 
     def _decoded(self, user_id: str, replies: Replies) -> StoredUser:
         """What can be trusted of a reply; the rest is counted, and named once."""

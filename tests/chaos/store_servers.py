@@ -51,6 +51,15 @@ class Server:
         finally:
             client.close()
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Alive and doing nothing (SIGSTOP) for as long as the block runs."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """-9, as a machine that is gone."""
         self.process.send_signal(signal.SIGKILL)
@@ -107,17 +116,24 @@ class Sentinels:
 
 
 @contextlib.contextmanager
-def sentinels(folder: Path, password: str | None = None, sentinel_password: str | None = None) -> Iterator[Sentinels]:
-    """Up, with the replica in step, for as long as the block runs. `password`: the servers'."""
-    servers = list[Server]()
-    try:
+def pair(folder: Path, password: str | None = None) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica in step."""
+    with contextlib.ExitStack() as stack:
         data = ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"]
         data += ["--masterauth", password] if password else []
         primary = started(folder / "a", *data, password=password)
-        servers.append(primary)
+        stack.callback(primary.kill)
         replica = started(folder / "b", *data, "--replicaof", f"127.0.0.1 {primary.port}", password=password)
-        servers.append(replica)
+        stack.callback(replica.kill)
         wait_for(lambda: b"master_link_status:up" in _info(replica, "replication"), 30)
+        yield primary, replica
+
+
+@contextlib.contextmanager
+def sentinels(folder: Path, password: str | None = None, sentinel_password: str | None = None) -> Iterator[Sentinels]:
+    """Up, with the replica in step, for as long as the block runs. `password`: the servers'."""
+    with contextlib.ExitStack() as stack:
+        primary, replica = stack.enter_context(pair(folder, password))
         config = (
             f"sentinel monitor users 127.0.0.1 {primary.port} 2\n"
             f"sentinel down-after-milliseconds users {DOWN_AFTER_MS}\n"
@@ -125,14 +141,12 @@ def sentinels(folder: Path, password: str | None = None, sentinel_password: str 
             + (f"sentinel auth-pass users {password}\n" if password else "")
             + (f"sentinel sentinel-pass {sentinel_password}\n" if sentinel_password else "")
         )
+        watchers = list[Server]()
         for number in range(3):
-            servers.append(started(folder / f"s{number}", config=config, password=sentinel_password))
-        watchers = servers[2:]
+            watchers.append(started(folder / f"s{number}", config=config, password=sentinel_password))
+            stack.callback(watchers[-1].kill)
         wait_for(lambda: all(_knows_all(one) for one in watchers), 30)
         yield Sentinels(primary, replica, watchers)
-    finally:
-        for server in servers:
-            server.kill()
 
 
 @contextlib.contextmanager

@@ -245,13 +245,13 @@ def test_a_password_that_no_sentinel_asked_for_is_told_too(three: Sentinels) -> 
     assert one_read(settings) == (("behaviours",), {("failed", "read", "sentinel_auth")})
 
 
-def failover(three: Sentinels, url: str) -> tuple[Load, set[str]]:
+def failover(three: Sentinels, url: str, settings: StoreSettings = SETTINGS) -> tuple[Load, set[str]]:
     """What was seen over a kill of the primary, and which events the store has afterwards."""
     kept: set[str] = set()
 
     async def main() -> Load:
         nonlocal kept
-        store = RedisUserStore(replace(SETTINGS, url=url), clock=lambda: NOW)
+        store = RedisUserStore(replace(settings, url=url), clock=lambda: NOW)
         try:
             await store.append([click("reader")])
             seen = await under_load(store, "reader", "writer", 1.0, three.primary.kill, 3.0 + ELECTION_S)

@@ -291,6 +291,7 @@ def test_files_and_addresses_that_do_not_go_together_stop_the_start(tmp_path: Pa
         "DAIAN_REDIS_CA_FILE is set and": StoreSettings("redis://h", ca_file=here),
         "go together": StoreSettings("rediss://h", cert_file=here),
         "different kinds": StoreSettings("redis://h", events_url="redis+cluster://h"),
+        "DAIAN_REDIS_WAIT_MS must be less": StoreSettings("redis://h", timeout_ms=50, wait_replicas=1, wait_ms=50),
     }
     for reason, settings in refused.items():
         with pytest.raises(ValueError, match=reason):
