@@ -140,10 +140,14 @@ $(SUPPLY)/tools/.ready: pyproject.toml | $(BIN)/pip
 	@touch $@
 
 .PHONY: lock sbom check-dockerfiles
-lock: $(SUPPLY)/tools/.ready  ## pin the serving set anew: deploy/serving.lock, deploy/build.lock
+lock: $(SUPPLY)/tools/.ready  ## pin anew what the images install: deploy/*.lock (serving, build, trainer, load)
 	@$(PINNED) --output-file deploy/serving.lock pyproject.toml
 	@$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
 	  | $(PINNED) --output-file deploy/build.lock -
+	@echo '$(TORCH)' | $(PINNED) --constraint deploy/serving.lock --constraint deploy/build.lock --extra training --extra export \
+	  --output-file deploy/trainer.lock pyproject.toml -
+	@$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['load'], sep='\n')" \
+	  | $(PINNED) --constraint deploy/serving.lock --output-file deploy/load.lock -
 
 sbom: $(READY) $(SUPPLY)/tools/.ready  ## what ships, as CycloneDX, and its licences, checked against the list of allowed ones
 	@$(SUPPLY)/tools/bin/cyclonedx-py requirements deploy/serving.lock --pyproject pyproject.toml --mc-type application \

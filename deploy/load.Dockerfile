@@ -2,10 +2,10 @@
 FROM python:3.11-slim
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY pyproject.toml ./
+# Exact versions, each file by its hash; `make lock` renews the list.
+COPY deploy/load.lock ./
 RUN python -m venv /opt/load \
- && python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['load']))" > load.txt \
- && /opt/load/bin/pip install --quiet --requirement load.txt
+ && /opt/load/bin/pip install --quiet --require-hashes --only-binary :all: --requirement load.lock
 COPY deploy/locustfile.py ./
 ENV PATH=/opt/load/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

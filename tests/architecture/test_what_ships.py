@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import tomllib
 from email.message import Message
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.architecture.tree import ROOT
 
 LOCK = ROOT / "deploy" / "serving.lock"
 BUILD_LOCK = ROOT / "deploy" / "build.lock"
+TRAINER_LOCK = ROOT / "deploy" / "trainer.lock"
+LOAD_LOCK = ROOT / "deploy" / "load.lock"
 TRAINING_ONLY = {"torch", "triton", "pyarrow", "pandas", "onnx", "onnxscript", "tensorboard", "optuna"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -34,11 +37,11 @@ def pins(text: str) -> dict[str, list[tuple[Requirement, int]]]:
     return found
 
 
-def faults(text: str, wanted: list[str]) -> list[str]:
+def faults(text: str, wanted: list[str], *, trains: bool = False) -> list[str]:
     """What is wrong with a lock file for these requirements."""
     found = pins(text)
-    said = [f"{name} is for training" for name in sorted(TRAINING_ONLY & set(found))]
-    said += [f"{name} is for training" for name in found if name.startswith("nvidia-")]
+    said = [f"{name} is for training" for name in sorted(TRAINING_ONLY & set(found)) if not trains]
+    said += [f"{name} is for training" for name in found if name.startswith("nvidia-") and not trains]
     for pin, n_hashes in (one for several in found.values() for one in several):
         if not re.fullmatch(r"==[^,*]+", str(pin.specifier)):
             said.append(f"{pin} is no exact version")
@@ -53,10 +56,38 @@ def faults(text: str, wanted: list[str]) -> list[str]:
     return said
 
 
+def wanted_by_trainer() -> list[str]:
+    """What the training image needs: the base set, the extras that train and export, and the Makefile's torch."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    torch = re.findall(r"^TORCH \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = [*PROJECT["project"]["dependencies"], *extras["training"], *extras["export"], *torch]
+    return [one for one in named if Requirement(one).name != "daian"]
+
+
 def test_the_locks_fit_pyproject() -> None:
-    wanted = PROJECT["project"]["dependencies"]
-    assert faults(LOCK.read_text(), wanted) == [], "make lock"
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert faults(LOCK.read_text(), PROJECT["project"]["dependencies"]) == [], "make lock"
     assert faults(BUILD_LOCK.read_text(), PROJECT["build-system"]["requires"]) == [], "make lock"
+    assert faults(TRAINER_LOCK.read_text(), wanted_by_trainer(), trains=True) == [], "make lock"
+    assert faults(LOAD_LOCK.read_text(), extras["load"]) == [], "make lock"
+
+
+def strangers(text: str, serving: str) -> list[str]:
+    """Packages of a lock that the serving lock has in another version: the trainer proves bundles with what serves."""
+    theirs, ours = pins(text), pins(serving)
+    return [
+        str(pin)
+        for name in sorted(set(theirs) & set(ours))
+        for pin, _ in theirs[name]
+        if pin.specifier not in [one.specifier for one, _ in ours[name]]
+    ]
+
+
+def test_the_trainer_exports_with_what_serves() -> None:
+    assert strangers(TRAINER_LOCK.read_text(), LOCK.read_text()) == [], "make lock"
+    changed, n_changed = re.subn(r"^onnxruntime==[^ ]+", "onnxruntime==1.0.0", LOCK.read_text(), flags=re.MULTILINE)
+    assert n_changed == 1
+    assert strangers(TRAINER_LOCK.read_text(), changed) != []
 
 
 @pytest.mark.parametrize(
@@ -75,14 +106,54 @@ def test_a_lock_that_does_not_fit_is_found(old: str, new: str, said: str) -> Non
     assert any(re.search(said, one) for one in faults(text, PROJECT["project"]["dependencies"]))
 
 
-def test_the_serving_image_installs_the_locks_and_nothing_else() -> None:
-    text = (ROOT / "service" / "Dockerfile").read_text().replace("\\\n", " ")
-    installs = re.findall(r"pip install ([^&\n]*)", text)
-    assert len(installs) == 2
-    assert all(
-        flag in installs[0] for flag in ("--require-hashes", "--only-binary :all:", "serving.lock", "build.lock")
-    )
-    assert all(flag in installs[1] for flag in ("--no-deps", "--no-build-isolation"))
+DOCKERFILES = [ROOT / "service/Dockerfile", *sorted((ROOT / "deploy").glob("*.Dockerfile"))]
+
+
+def loose_installs(dockerfile: str) -> list[str]:
+    """What an image installs neither by hash nor as our own code without dependencies."""
+    installs = re.findall(r"pip install ([^&\n]*)", dockerfile.replace("\\\n", " "))
+    assert installs
+    ways = (("--require-hashes", "--only-binary :all:", ".lock"), ("--no-deps", "--no-build-isolation"))
+    return [one for one in installs if not any(all(flag in one for flag in way) for way in ways)]
+
+
+def locks_of(dockerfile: str) -> set[str]:
+    """The locks that an image copies, which must be those that it installs."""
+    copied = set(re.findall(r"deploy/(\w+\.lock)", dockerfile))
+    assert copied == set(re.findall(r"--requirement (\w+\.lock)", dockerfile))
+    return copied
+
+
+def test_the_images_install_the_locks_and_nothing_else() -> None:
+    service, load, trainer = (path.read_text() for path in DOCKERFILES)
+    assert locks_of(service) == {"serving.lock", "build.lock"}
+    assert locks_of(load) == {"load.lock"}
+    assert locks_of(trainer) == {"trainer.lock", "build.lock"}
+    assert loose_installs(service) == loose_installs(load) == []
+    # A torch that the caller chose has no hash of ours; unless one is chosen, nothing is installed there.
+    assert [one.strip() for one in loose_installs(trainer)] == ['--quiet "$TORCH"; fi']
+    assert re.findall(r'^RUN if \[ -n "\$TORCH" \]; then /opt/daian/bin/pip install', trainer, re.MULTILINE)
+    assert re.findall(r"^ARG TORCH=(.*)$", trainer, re.MULTILINE) == [""]
+    assert COMPOSE["services"]["bundle"]["build"]["args"]["TORCH"] == "${TORCH:-}"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name + "/" + path.name)
+@pytest.mark.parametrize(("old", "new"), [(" --require-hashes", ""), (" --only-binary :all:", "")])
+def test_an_install_without_hashes_is_found(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert len(loose_installs(text.replace(old, new))) == len(loose_installs(text)) + 1
+
+
+def test_with_a_torch_of_ones_own_its_pins_are_cut_out_and_no_others(tmp_path: Path) -> None:
+    (command,) = re.findall(r"; then sed -E -i ('[^']+') trainer\.lock; fi", (DOCKERFILES[2]).read_text())
+    lock = tmp_path / "trainer.lock"
+    lock.write_text(TRAINER_LOCK.read_text())
+    subprocess.run(["sh", "-euc", f"sed -E -i {command} trainer.lock"], cwd=tmp_path, check=True)
+    before, after = set(pins(TRAINER_LOCK.read_text())), set(pins(lock.read_text()))
+    assert {name.split("-")[0] for name in before - after} == {"torch", "triton", "nvidia", "cuda"}
+    wanted = [one for one in wanted_by_trainer() if Requirement(one).name != "torch"]
+    assert after < before
+    assert faults(lock.read_text(), wanted, trains=True) == []
 
 
 # --- licences ---------------------------------------------------------------------------------------------------------
@@ -267,6 +338,6 @@ def test_the_store_has_no_way_out_and_the_grace_is_long_enough() -> None:
 
 
 def test_no_dockerfile_ends_as_root_or_trains_to_serve() -> None:
-    for path in (ROOT / "service/Dockerfile", *sorted((ROOT / "deploy").glob("*.Dockerfile"))):
+    for path in DOCKERFILES:
         assert re.findall(r"^USER (\S+)", path.read_text(), re.MULTILINE)[-1] == "10001:10001", path
     assert "torch" not in Path(ROOT / "service/Dockerfile").read_text().replace("no torch", "")
