@@ -57,7 +57,10 @@ def look_behind(
     if truth is not None:
         found["oracle"] = oracle_numbers(truth)
     batches = evaluation_batches(data_folder, split, run.encoder, run.config)
-    found["rows"][name]["inside"] = look_inside(run.model, batches.epoch(), *facts, truth)
+    extras = look_inside(run.model, batches.epoch(), *facts, truth)
+    found["rows"][name]["inside"] = {
+        extra: {group: spread([mean]) for group, mean in means.items()} for extra, means in extras.items()
+    }
     for ranker, scored in permuted.items():
         found["rows"][ranker] |= _control(ranker, scores[ranker], scored, judged_by, plan)
     return found

@@ -38,11 +38,18 @@ def difference(test: Numbers | None) -> str:
     return f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}] p {test['p']:.4f}{mark}"
 
 
+def gain(found: Numbers) -> str:
+    """A difference with its interval alone."""
+    if math.isnan(found["difference"]):
+        return "–"
+    return f"{found['difference']:+.4f} [{plain(found['low'], '+.4f')}, {plain(found['high'], '+.4f')}]"
+
+
 def plus_minus(found: Numbers | None, form: str = ".4f") -> str:
     """Mean ± standard deviation."""
     if found is None or math.isnan(found["mean"]):
         return "–"
-    sd = "" if math.isnan(found["sd"]) else f" ± {found['sd']:{form}}"
+    sd = "" if math.isnan(found["sd"]) else f" ± {found['sd']:{form.removeprefix('+')}}"
     return f"{found['mean']:{form}}{sd}"
 
 

@@ -10,6 +10,12 @@ from training.report_page import Block, Heading, Paragraph, Table
 
 _GROUPS = ("all", "specific", "broad", "cold", "warm")
 _SHARES = ("auc", "gauc_user", "gauc_request")
+_CONTRASTS = {
+    "norm_ratio": "semantic share, cold minus warm",
+    "gate_explicit": "gate explicit, specific minus broad",
+    "gate_implicit": "gate implicit, specific minus broad",
+    "gates": "the explicit one of these minus the implicit one",
+}
 
 
 def oracle(found: Numbers) -> Iterator[Block]:
@@ -44,7 +50,7 @@ def oracle(found: Numbers) -> Iterator[Block]:
 def inside(found: Numbers) -> Iterator[Block]:
     """Means of gates and shares by group of candidates; nothing where no model has any."""
     rows = [
-        (row["title"], name.replace("_", " "), *(plain(means.get(group)) for group in _GROUPS))
+        (row["title"], name.replace("_", " "), *(plus_minus(means.get(group)) for group in _GROUPS))
         for row in trained(found).values()
         for name, means in row["inside"].items()
     ]
@@ -52,11 +58,28 @@ def inside(found: Numbers) -> Iterator[Block]:
         return
     yield Heading("Inside the models")
     yield Table(("", "mean over candidates", *_GROUPS), tuple(rows))
+    yield from _contrasts(found)
     yield Paragraph(
         "specific, broad: the visitor's true kind where the data tell it; else at least half of the request's "
         "clicks in the highest level, or in the two lowest. cold: fewer than 20 training impressions. A gate "
         "of 1 lets an interest through as it is; the semantic share is the norm ratio of DAIAN's eq. 13."
     )
+
+
+def _contrasts(found: Numbers) -> Iterator[Block]:
+    """Differences between groups within each seed; a run alone has none."""
+    rows = [
+        (row["title"], says, *_ends(row["contrasts"][name]))
+        for row in trained(found).values()
+        for name, says in _CONTRASTS.items()
+        if name in row.get("contrasts", ())
+    ]
+    if rows:
+        yield Table(("", "difference within a seed", "mean ± deviation", "lowest", "highest"), tuple(rows))
+
+
+def _ends(found: Numbers) -> tuple[str, str, str]:
+    return plus_minus(found, "+.4f"), plain(found["low"], "+.4f"), plain(found["high"], "+.4f")
 
 
 def _named(oracle: str) -> str:

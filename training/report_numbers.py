@@ -1,12 +1,13 @@
 """From the runs of a comparison to the numbers of its report, plain values only. Called by `training.report`.
 
-Means and spreads are over seeds. Tests are in `training.report_tests`, claims in `training.report_claims`. One number
-judges everything in a table, its `judged_by`. Runs of older programs lack some numbers; what lacks is left out.
+Means and spreads are over seeds. Tests are in `training.report_tests`, claims in `training.report_claims`, Fig. 6 in
+`training.report_diversity`. One number judges everything in a table, its `judged_by`. Runs of older programs lack some
+numbers; what lacks is left out.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from training.metrics import rela_impr
 from training.recipes import TABLES
 from training.report_cells import COLUMNS, spread
 from training.report_claims import claims
+from training.report_contrasts import contrasts
+from training.report_diversity import OVER_BASE, gains_by_diversity, read_diversity
 from training.report_intents import beside_truth, constant_intents, constants_to_observed, constants_to_truth
 from training.report_tests import add_tests
 from training.scores import Scored, load_scores
@@ -51,6 +54,7 @@ def report_numbers(comparison: Comparison, states: Mapping[str, RowState]) -> di
     found["comparison"]["n_settings"] = max(map(len, each), default=0)
     _add_relative(found, _timing(comparison))
     _add_truth(found, comparison, states)
+    _add_diversity(found, comparison, states)
     add_tests(
         rows,
         found["best_rival"],
@@ -97,9 +101,10 @@ def row_numbers(state: RowState, judged_by: str) -> dict[str, Any]:
         "n_parameters": runs[0]["n_parameters"],
         "n_steps": runs[0]["n_steps"],
         "notes": sorted({note for run in runs for note in run["notes"]}),
-        "inside": averaged([run["inside"] for run in runs]),
+        "inside": spreads([run["inside"] for run in runs]),
+        "contrasts": contrasts([run["inside"] for run in runs]),
         "intent": averaged([found.get("intent", {}) for found in measures]),
-        "by_intent_diversity": averaged([found.get("by_intent_diversity", {}) for found in measures]),
+        "by_intent_diversity": spreads([found.get("by_intent_diversity", {}) for found in measures]),
         "by_item": averaged([found.get("by_item", {}) for found in measures]),
         "by_user": averaged([found.get("by_user", {}) for found in measures]),
         "top": averaged([found.get("top", {}) for found in measures]),
@@ -125,14 +130,23 @@ def number(value: float | None) -> float:
 
 def averaged(parts: Sequence[Any]) -> Any:
     """Means of equal structures, number by number; the interval of a measure is dropped, its value stays."""
+    return _joined(parts, lambda values: spread(values)["mean"])
+
+
+def spreads(parts: Sequence[Any]) -> Any:
+    """The same with the spread over seeds in the place of each number."""
+    return _joined(parts, spread)
+
+
+def _joined(parts: Sequence[Any], of: Callable[[Sequence[float]], Any]) -> Any:
     first = parts[0]
     if isinstance(first, Mapping):
         if set(first) == {"value", "low", "high"}:
-            return spread([number(part["value"]) for part in parts])["mean"]
-        return {key: averaged([part[key] for part in parts]) for key in first if all(key in part for part in parts)}
+            return of([number(part["value"]) for part in parts])
+        return {key: _joined([part[key] for part in parts], of) for key in first if all(key in part for part in parts)}
     if isinstance(first, list):
-        return [averaged(list(column)) for column in zip(*parts, strict=True)]
-    return spread([number(part) for part in parts])["mean"]
+        return [_joined(list(column), of) for column in zip(*parts, strict=True)]
+    return of([number(part) for part in parts])
 
 
 def best_rival(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -197,3 +211,20 @@ def _add_truth(found: dict[str, Any], comparison: Comparison, states: Mapping[st
         row["oracle_share"] = row["oracle_shares"][ORACLE]
         if "intent_to_truth" in row:
             row["constants_to_truth"] = constants_to_truth(constants, scored[0], truth)
+
+
+def _add_diversity(found: dict[str, Any], comparison: Comparison, states: Mapping[str, RowState]) -> None:
+    """What some rows gain over DIN by intent diversity; nothing where DIN or leaf categories are missing."""
+    rows = found["rows"]
+    shown = [name for name in shown_by_diversity(found["best_rival"]) if "numbers" in rows.get(name, ())]
+    training = read_diversity(comparison.data) if shown and "numbers" in rows.get(BASE, ()) else None
+    if training is None:
+        return
+    base = load_row(comparison, states[BASE])
+    for name in shown:
+        rows[name][OVER_BASE] = gains_by_diversity(load_row(comparison, states[name]), base, training)
+
+
+def shown_by_diversity(best_rival: str | None) -> list[str]:
+    """The rows of Fig. 6: DAIAN, the best rival, and the models made for triggers that the paper has there."""
+    return [name for name in dict.fromkeys(("daian", best_rival, "dihn", "dian")) if name and name != BASE]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
 from training.figures import bars, lines
-from training.report_cells import COLUMNS, Numbers, difference, plain, plus_minus, trained
+from training.report_cells import COLUMNS, Numbers, difference, gain, plain, plus_minus, trained
+from training.report_diversity import OVER_BASE
 from training.report_groups import ablations, control, first_of_a_page, new_and_known
 from training.report_inside import inside, oracle
 from training.report_numbers import BASE
@@ -187,26 +188,30 @@ def _intents(found: Numbers) -> Iterator[Block]:
 
 
 def _diversity(found: Numbers) -> Iterator[Block]:
-    rows = {name: row for name, row in trained(found).items() if row["by_intent_diversity"]}
-    names = [
-        name for name in dict.fromkeys((DAIAN, found["best_rival"], "dihn", "dian")) if name in rows and name != BASE
-    ]
-    if BASE not in rows or not names:
+    rows = {row["title"]: row for row in trained(found).values() if row.get(OVER_BASE)}
+    if not rows:
         return
     yield Heading("GAUC over DIN by intent diversity (Fig. 6)")
-    base = rows[BASE]["by_intent_diversity"]
-    groups = [group for group in base if base[group]["n_candidates"]]
-    series = {
-        rows[name]["title"]: [rows[name]["by_intent_diversity"][g]["gauc_user"] - base[g]["gauc_user"] for g in groups]
-        for name in names
-    }
-    yield Figure(bars("gain in GAUC per user over DIN", groups, series))
-    header = ("leaf categories besides the trigger's", "candidates", *series)
+    base = found["rows"][BASE]["by_intent_diversity"]
+    gains = {title: row[OVER_BASE]["groups"] for title, row in rows.items()}
+    groups = list(next(iter(gains.values())))
+    series = {title: [of[group]["difference"] for group in groups] for title, of in gains.items()}
+    ends = {title: [(of[group]["low"], of[group]["high"]) for group in groups] for title, of in gains.items()}
+    yield Figure(bars("gain in GAUC per user over DIN", groups, series, intervals=ends))
     cells = [
-        (group, f"{base[group]['n_candidates']:,.0f}", *(plain(values[at], "+.4f") for values in series.values()))
-        for at, group in enumerate(groups)
+        (group, plain(_candidates(base, group), ",.0f"), *(gain(of[group]) for of in gains.values()))
+        for group in groups
     ]
-    yield Table(header, tuple(cells))
+    slopes = ("by each further category", "", *(gain(row[OVER_BASE]["slope"]) for row in rows.values()))
+    yield Table(("leaf categories besides the trigger's", "candidates", *gains), (*cells, slopes))
+    yield Paragraph(
+        "95 % intervals over users and seeds. The last line: the slope of users' gains, weighted by impressions. Users "
+        "of whom the last week tells nothing are in no group."
+    )
+
+
+def _candidates(base: Numbers, group: str) -> float | None:
+    return base[group]["n_candidates"]["mean"] if group in base else None
 
 
 def _levels(found: Numbers) -> Iterator[Block]:

@@ -1,7 +1,7 @@
 """The paired difference of two rankers with both sources of chance in it: the users of the split, and the seeds.
 
-Called by `training.report_tests` for the claims. The interval of `training.paired` is that of users alone: it says
-whether these trained weights differ, not whether the models do.
+Called by `training.report_tests` and `training.report_diversity` for the claims. The interval of `training.paired` is
+that of users alone: it says whether these trained weights differ, not whether the models do.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from training.bootstrap import MAX_CLUSTERS, USUAL, Difference, Resampling, bag_sums, difference_of, resampled_sums
+from training.bootstrap import (
+    MAX_CLUSTERS,
+    USUAL,
+    Difference,
+    Resampling,
+    Statistic,
+    bag_sums,
+    difference_of,
+    resampled_sums,
+)
 from training.paired import STATISTICS, Unit
 from training.scores import Scored, check_same_split
 
@@ -34,29 +43,48 @@ def difference_over_seeds(
         raise ValueError(f"at least {FEWEST_SEEDS} seeds of either side and one of {', '.join(STATISTICS)} are needed")
     for other in (*left[1:], *right):
         check_same_split(left[0], other)
-    statistics = [STATISTICS[metric](scored, unit) for scored in (*left, *right)]
-    clusters, width = statistics[0].clusters, statistics[0].columns.shape[1]
-    codes = np.unique(clusters)
-    sums = [bag_sums(statistic, codes, min(len(codes), MAX_CLUSTERS)) for statistic in statistics]
-    resampled = resampled_sums(np.concatenate(sums, axis=1), resampling)
-    starts = range(0, resampled.shape[1], width)
-    of_sums = statistics[0].of_sums
-    each = np.stack([of_sums(resampled[:, start : start + width]) for start in starts])
+    of = STATISTICS[metric]
+    one, two = ([of(scored, unit) for scored in side] for side in (left, right))
+    return difference_of_seeds(one, two, same_weights, resampling)
+
+
+def difference_of_seeds(
+    left: Sequence[Statistic], right: Sequence[Statistic], same_weights: bool = False, resampling: Resampling = USUAL
+) -> Difference:
+    """The same for any statistic, one a seed, all over the same rows.
+
+    A side of one seed has the chance of users alone.
+    """
+    each = resampled_by_seed((*left, *right), resampling)
     one, two = each[: len(left)], each[len(left) :]
     random = np.random.default_rng(resampling.seed + 1)
     drawn = drawn_mean(one - two, random) if same_weights else drawn_mean(one, random) - drawn_mean(two, random)
-    values = [statistic.value for statistic in statistics]
-    difference = float(np.mean(values[: len(left)]) - np.mean(values[len(left) :]))
-    return difference_of(difference, drawn, resampling, len(clusters), len(codes))
+    difference = float(np.mean([found.value for found in left]) - np.mean([found.value for found in right]))
+    clusters = left[0].clusters
+    return difference_of(difference, drawn, resampling, len(clusters), len(np.unique(clusters)))
+
+
+def resampled_by_seed(statistics: Sequence[Statistic], resampling: Resampling = USUAL) -> Float64[np.ndarray, "S B"]:
+    """Each of them on B resamples of users, which are the same for all. Raises ValueError for other rows."""
+    first = statistics[0]
+    if any(not np.array_equal(first.clusters, other.clusters) for other in statistics[1:]):
+        raise ValueError("the seeds were not scored on the same requests; score all on the same split of the same data")
+    codes, width = np.unique(first.clusters), first.columns.shape[1]
+    sums = [bag_sums(statistic, codes, min(len(codes), MAX_CLUSTERS)) for statistic in statistics]
+    resampled = resampled_sums(np.concatenate(sums, axis=1), resampling)
+    starts = range(0, resampled.shape[1], width)
+    return np.stack([first.of_sums(resampled[:, start : start + width]) for start in starts])
 
 
 def drawn_mean(values: Float64[np.ndarray, "S B"], random: np.random.Generator) -> Float64[np.ndarray, " B"]:
     """In each resample the mean of S seeds that are drawn with replacement.
 
     A mean of S drawn values varies by (S - 1)/S too little, for deviations are from their own mean; with few seeds that
-    is much, so deviations are stretched by sqrt(S / (S - 1)) (Davison & Hinkley 1997, 2.3).
+    is much, so deviations are stretched by sqrt(S / (S - 1)) (Davison & Hinkley 1997, 2.3). One seed stays as it is.
     """
     n_seeds, n = values.shape
+    if n_seeds == 1:
+        return np.asarray(values[0])
     picked = np.take_along_axis(values, random.integers(0, n_seeds, (n_seeds, n)), axis=0).mean(axis=0)
     middle = values.mean(axis=0)
     found: Float64[np.ndarray, " B"] = middle + (picked - middle) * np.sqrt(n_seeds / (n_seeds - 1))

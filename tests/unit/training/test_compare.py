@@ -154,6 +154,17 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
     assert "DAIAN is ahead of DIN in GAUC" in text
     assert "nan" not in text.lower().replace("dominan", "")
     assert found["judged_by"] == "gauc_request"
+    shares = [
+        json.loads((finished_folder / f"rows/daian/seed-{n}/measured.json").read_text())["inside"]["semantic_share"]
+        for n in (1, 2)
+    ]
+    within = [seed["cold"] - seed["warm"] for seed in shares]
+    assert row["contrasts"]["norm_ratio"]["mean"] == pytest.approx(np.mean(within))
+    assert row["inside"]["semantic_share"]["cold"]["sd"] == pytest.approx(np.std([s["cold"] for s in shares], ddof=1))
+    means = [row["by_intent_diversity"]["1"]["gauc_user"]["mean"] for row in (row, found["rows"]["din"])]
+    gain = row["over_base_by_diversity"]["groups"]["1"]
+    assert gain["difference"] == pytest.approx(means[0] - means[1])
+    assert gain["low"] < gain["difference"] < gain["high"]
     assert "constant training mean" in text
     assert "New and known items and users" in text
     assert "2 settings tried" in text

@@ -250,7 +250,7 @@ def test_what_is_behind_the_ranking_is_said_as_in_a_comparison(with_intent: Eval
         "numbers": {"auc_per_request": spread(0.63)},
         "random_trigger": spread(0.56),
         "true_minus_random_trigger": fall,
-        "inside": {"trigger_gate": {"all": 0.25}},
+        "inside": {"trigger_gate": {"all": spread(0.25)}},
         "oracle_shares": {"foreseeable": {key: spread(0.875) for key in ("auc", "gauc_user", "gauc_request")}},
     }
     behind = {

@@ -65,3 +65,41 @@ def test_the_intent_must_beat_the_training_mean(found: Any, constant: float, exp
     (claim,) = [c for c in claims({"rows": rows, "judged_title": ""}) if "hidden" in c["text"]]
     assert claim["held"] is expected
     assert "uniform 0.0530" in claim["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (js(0.01, 0.02), True),
+        (js(-0.02, -0.01), False),
+        (js(-0.01, 0.02), None),  # the saboteur: its mean alone lies on the claim's side
+        (js(0.01, 0.02, n=1), None),
+        (js(float("nan"), float("nan"), n=0), None),
+    ],
+)
+def test_the_norm_ratio_and_the_gates_are_decided_by_the_range_over_seeds(found: Any, expected: bool | None) -> None:
+    rows = {"daian": daian(contrasts={"norm_ratio": found, "gates": found})}
+    decided = held(rows)
+    assert [decided[text] for text in decided if text.startswith(("The norm ratio", "Gates move"))] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n_seeds", "expected"),
+    [(0.01, 0.02, 2, True), (-0.02, -0.01, 2, False), (-0.01, 0.02, 2, None), (0.01, 0.02, 1, None)],
+)
+def test_the_gain_by_diversity_is_decided_by_its_slope(
+    low: float, high: float, n_seeds: int, expected: bool | None
+) -> None:
+    test = {"difference": (low + high) / 2, "low": low, "high": high, "p": 0.5}
+    rows = {"daian": daian(over_base_by_diversity={"slope": test}), "din": row(0.1, 0.2, n_seeds=n_seeds)}
+    (claim,) = [c for c in claims({"rows": rows, "judged_title": ""}) if "diversity" in c["text"]]
+    assert claim["held"] is expected
+    assert f"{low:+.4f} to {high:+.4f}" in claim["evidence"]
+
+
+def test_what_was_not_measured_is_claimed_and_not_decided() -> None:
+    for rows in ({"daian": daian()}, {}):
+        found = claims({"rows": rows, "judged_title": ""})
+        (norm, gates, gain) = found[-3:]
+        assert [claim["held"] for claim in (norm, gates, gain)] == [None] * 3
+        assert all("not measured" in claim["evidence"] for claim in (norm, gates, gain))

@@ -45,7 +45,15 @@ def test_data_without_a_truth_and_models_without_gates_have_no_such_section() ->
     found = {"rows": {"din": row()}}
     assert list(oracle(found)) == []
     assert list(inside(found)) == []
-    gates = row(inside={"trigger_gate": {"all": 0.5, "cold": float("nan")}})
+    gates = row(inside={"trigger_gate": {"all": spread(0.5), "cold": spread(float("nan"))}})
     blocks = list(inside({"rows": {"daian": gates}}))
     assert blocks[0] == Heading("Inside the models")
     assert ("DAIAN", "trigger gate", "0.5000", "–", "–", "–", "–") in cells(blocks)
+
+
+def test_gates_and_their_differences_are_said_with_their_spread() -> None:
+    two = {"mean": 0.5, "sd": 0.25, "low": 0.25, "high": 0.75, "n": 2}
+    found = row(inside={"gate_explicit": {"all": two}}, contrasts={"gate_explicit": {**two, "low": -0.25}})
+    said = cells(list(inside({"rows": {"daian": found}})))
+    assert ("DAIAN", "gate explicit", "0.5000 ± 0.2500", "–", "–", "–", "–") in said
+    assert ("DAIAN", "gate explicit, specific minus broad", "+0.5000 ± 0.2500", "-0.2500", "+0.7500") in said
