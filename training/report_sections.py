@@ -6,25 +6,27 @@ Called by `training.report` with what `training.report_numbers` made. What was n
 from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
-from training.figures import bars, lines
-from training.report_cells import COLUMNS, Numbers, difference, gain, plain, plus_minus, trained
-from training.report_diversity import OVER_BASE
+from training.report_cells import COLUMNS, Numbers, difference, plain, plus_minus, trained
+from training.report_figures import CLICK_RATES, DIVERSITY, INTENTS, LEVELS, click_rates, diversity, intents, levels
 from training.report_groups import ablations, control, first_of_a_page, new_and_known
 from training.report_inside import inside, oracle
-from training.report_numbers import BASE
-from training.report_page import Block, Figure, Heading, Paragraph, Table
+from training.report_page import Block, Heading, Paragraph, Table
 
-DAIAN = "daian"
 _HELD = {True: "held", False: "not held", None: "not decided"}
 
 
 def sections(found: Numbers) -> list[Block]:
-    """The whole report."""
-    parts: tuple[Callable[[Numbers], Iterator[Block]], ...] = (
-        _about, _table, _costs, _claims, _counting, control, oracle, _intents, _diversity, new_and_known,
-        first_of_a_page, _levels, ablations, _click_rates, inside, _failures,
-    )  # fmt: skip
-    return [block for part in parts for block in part(found)]
+    """The whole report. A section that nothing was measured for is named at its end, with the reason."""
+    blocks: list[Block] = []
+    left_out: list[tuple[str, str]] = []
+    for part, title, missing in _PARTS:
+        made = list(part(found))
+        blocks += made
+        if missing and not made:
+            left_out.append((title, missing))
+    if left_out:
+        blocks += [Heading("Not in this report"), Table(("section", "why"), tuple(left_out))]
+    return blocks
 
 
 def _about(found: Numbers) -> Iterator[Block]:
@@ -164,105 +166,34 @@ def _counting(found: Numbers) -> Iterator[Block]:
     )
 
 
-def _intents(found: Numbers) -> Iterator[Block]:
-    kinds = found["rows"].get(DAIAN, {}).get("intent", {})
-    shown = [kind for kind in ("specific", "broad") if kinds.get(kind, {}).get("n_requests")]
-    if not shown:
-        return
-    yield Heading("Predicted and observed intent (DAIAN, Fig. 5)")
-    for kind in shown:
-        part = kinds[kind]
-        labels = [str(level + 1) for level in range(len(part["predicted"]))]
-        series = {"predicted": part["predicted"], "observed": part["observed"]}
-        yield Figure(bars(f"{kind} users, JS {part['js_of_means']:.4f}", labels, series))
-    rows = [
-        (
-            kind,
-            f"{kinds[kind]['n_requests']:,.0f}",
-            plain(kinds[kind]["js_of_means"]),
-            plain(kinds[kind]["js_per_request"]),
-        )
-        for kind in shown
-    ]
-    yield Table(("users", "requests with a click", "JS of means", "mean JS per request"), tuple(rows))
-
-
-def _diversity(found: Numbers) -> Iterator[Block]:
-    rows = {row["title"]: row for row in trained(found).values() if row.get(OVER_BASE)}
-    if not rows:
-        return
-    yield Heading("GAUC over DIN by intent diversity (Fig. 6)")
-    base = found["rows"][BASE]["by_intent_diversity"]
-    gains = {title: row[OVER_BASE]["groups"] for title, row in rows.items()}
-    groups = list(next(iter(gains.values())))
-    series = {title: [of[group]["difference"] for group in groups] for title, of in gains.items()}
-    ends = {title: [(of[group]["low"], of[group]["high"]) for group in groups] for title, of in gains.items()}
-    yield Figure(bars("gain in GAUC per user over DIN", groups, series, intervals=ends))
-    cells = [
-        (group, plain(_candidates(base, group), ",.0f"), *(gain(of[group]) for of in gains.values()))
-        for group in groups
-    ]
-    slopes = ("by each further category", "", *(gain(row[OVER_BASE]["slope"]) for row in rows.values()))
-    yield Table(("leaf categories besides the trigger's", "candidates", *gains), (*cells, slopes))
-    yield Paragraph(
-        "95 % intervals over users and seeds. The last line: the slope of users' gains, weighted by impressions. Users "
-        "of whom the last week tells nothing are in no group."
-    )
-
-
-def _candidates(base: Numbers, group: str) -> float | None:
-    return base[group]["n_candidates"]["mean"] if group in base else None
-
-
-def _levels(found: Numbers) -> Iterator[Block]:
-    rows = trained(found)
-    swept = {row["n_levels"]: row for row in rows.values() if row["group"] == "levels"}
-    if not swept:
-        return
-    if DAIAN in rows:
-        swept[found["comparison"]["n_levels"]] = rows[DAIAN]
-    yield Heading("Number of similarity levels (Fig. 7)")
-    points = {
-        key: [(float(n), swept[n]["numbers"][key]["mean"]) for n in sorted(swept)]
-        for key in dict.fromkeys((found["judged_by"], "gauc_user"))
-    }
-    yield Figure(lines("DAIAN by number of levels", {COLUMNS[key]: found for key, found in points.items()}, "n"))
-    cells = [(str(n), *(plus_minus(swept[n]["numbers"][key]) for key in points)) for n in sorted(swept)]
-    yield Table(("n", *(COLUMNS[key] for key in points)), tuple(cells))
-
-
-def _click_rates(found: Numbers) -> Iterator[Block]:
-    rows = trained(found)
-    names = [name for name in dict.fromkeys((DAIAN, BASE, found["best_rival"])) if name in rows]
-    if not names:
-        return
-    yield Heading("Click rate by similarity level, and reliability")
-    levels = rows[names[0]]["by_level"]
-    labels = ["no vector" if part["level"] == 0 else f"{part['level']:.0f}" for part in levels]
-    series = {"clicked": [part["click_rate"] for part in levels]}
-    same = [name for name in names if len(rows[name]["by_level"]) == len(levels)]
-    series |= {rows[name]["title"]: [part["predicted"] for part in rows[name]["by_level"]] for name in same}
-    yield Figure(bars("click rate and mean prediction by level", labels, series))
-    points = {
-        rows[name]["title"]: [(p["predicted"], p["click_rate"]) for p in rows[name]["reliability"]] for name in names
-    }
-    yield Figure(lines("reliability (first seed)", points, "predicted", diagonal=True))
-    cells = [
-        (label, plain(part["from"], ".3f"), f"{part['n_candidates']:,.0f}", *(plain(v[at]) for v in series.values()))
-        for at, (label, part) in enumerate(zip(labels, levels, strict=True))
-    ]
-    yield Table(
-        ("similarity level", "from", "candidates", "clicked", *(f"predicted, {n}" for n in list(series)[1:])),
-        tuple(cells),
-    )
-    yield Paragraph(
-        "Clicked: clicks over impressions of the level on the test split; predictions are means over seeds."
-    )
-
-
 def _failures(found: Numbers) -> Iterator[Block]:
     failed = [(row["title"], row["failure"]) for row in found["rows"].values() if row["failure"]]
     notes = [(row["title"], note) for row in trained(found).values() for note in row["notes"]]
     if failed or notes:
         yield Heading("Failures and notes")
         yield Table(("", "what happened"), tuple(failed + notes))
+
+
+# What makes a section; its title, and why there may be none of it (nothing: it is always there, or need not be).
+_PARTS: tuple[tuple[Callable[[Numbers], Iterator[Block]], str, str], ...] = (
+    (_about, "", ""),
+    (_table, "The table", ""),
+    (_costs, "What it costs", ""),
+    (_claims, "The papers' claims on this data", ""),
+    (_counting, "Counting alone", ""),
+    (control, "Under the trigger of another request", ""),
+    (oracle, "Against the oracle", "only a simulated world has a known truth"),
+    (intents, INTENTS, "DAIAN has no finished run, or no request of specific or broad users has a click to compare"),
+    (
+        diversity,
+        DIVERSITY,
+        "DIN and one of DAIAN, DIHN, DIAN and the best rival must be trained, items have a category",
+    ),
+    (new_and_known, "New and known items and users", "no row has these numbers"),
+    (first_of_a_page, "The first of a page", "no row has these numbers, or no page is long enough"),
+    (levels, LEVELS, "no other number of levels was trained: add some by --levels"),
+    (ablations, "Ablations (DAIAN: Table 2)", "no ablation was trained beside its whole model"),
+    (click_rates, CLICK_RATES, "neither DAIAN nor DIN nor a rival has a finished run"),
+    (inside, "Inside the models", "no model with gates or shares has a finished run"),
+    (_failures, "Failures and notes", ""),
+)

@@ -1,6 +1,7 @@
 """A comparison from plan to report: searched alike, resumed without training again, failures told beside the rest."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,9 +13,9 @@ import pytest
 
 from tests.unit.training.test_train import SMALL_WORLD
 from training import compare as compare_module
-from training import compare_worker
+from training import compare_worker, report_sections
 from training.checkpoint import read_config
-from training.compare import CompareError, Comparison, chosen_rows, compare, read_states
+from training.compare import CompareError, Comparison, all_states, chosen_rows, compare, read_states
 from training.compare_inside import with_permuted_triggers
 from training.compare_pool import Done, Said, WorkerPool
 from training.data.fit_encoder import fit_encoder
@@ -22,6 +23,8 @@ from training.data.request_files import read_requests
 from training.data.synthetic import simulate
 from training.recipes import TABLES
 from training.report import write_report
+from training.report_numbers import report_numbers
+from training.report_page import Figure, Heading, Table
 from training.rows import ROWS
 from training.scores import load_scores
 
@@ -170,6 +173,81 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
     assert "2 settings tried" in text
     assert "<svg" in page
     assert not any(word in page for word in ("<script", "src=", "<link", "@import"))
+
+
+SECTIONS = [
+    "The table",
+    "What it costs",
+    "The papers' claims on this data",
+    "Counting alone",
+    "Under the trigger of another request",
+    "Against the oracle",
+    "Predicted and observed intent (DAIAN, Fig. 5)",
+    "GAUC over DIN by intent diversity (Fig. 6)",
+    "New and known items and users",
+    "The first of a page",
+    "Number of similarity levels (Fig. 7)",
+    "Ablations (DAIAN: Table 2)",
+    "Click rate by similarity level, and reliability",
+    "Inside the models",
+]
+
+
+@pytest.fixture(scope="module")
+def whole_folder(finished_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that a report can speak of: an ablation (DAIAN's own runs under its name), latencies and a note."""
+    whole = tmp_path_factory.mktemp("whole") / "out"
+    shutil.copytree(finished_folder, whole)
+    shutil.copytree(whole / "rows" / "daian", whole / "rows" / "daian_no_die")
+    rows = {name: {"median_ms": ms} for name, ms in (("din", 2.0), ("daian", 5.0), ("daian_no_die", 3.0))}
+    (whole / "timing.json").write_text(json.dumps({"rows": rows}))
+    path = whole / "rows" / "din" / "seed-1" / "measured.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": ["start: no item has a vector"]}))
+    return whole
+
+
+@pytest.fixture(scope="module")
+def whole_numbers(world: Path, whole_folder: Path) -> dict[str, Any]:
+    wanted = comparison(world, whole_folder)
+    return report_numbers(wanted, all_states(wanted, {}))
+
+
+def headings_of(found: dict[str, Any]) -> list[str]:
+    return [block.text for block in report_sections.sections(found) if isinstance(block, Heading)]
+
+
+def test_no_section_of_the_report_is_missing(whole_numbers: dict[str, Any]) -> None:
+    assert headings_of(whole_numbers) == [*SECTIONS, "Failures and notes"]
+    blocks = report_sections.sections(whole_numbers)
+    (costs,) = [block for block in blocks if isinstance(block, Table) and "latency ms" in block.header]
+    (daian,) = [dict(zip(costs.header, row, strict=True)) for row in costs.rows if row[0] == "DAIAN"]
+    assert (daian["latency ms"], daian["ratio to DIN"]) == ("5.00", "2.50")
+    assert float(daian["training, CPU s"].split()[0]) > 0
+    assert int(daian["parameters"].replace(",", "")) > int(daian["of them tables"].replace(",", "")) > 0
+    page = "".join(block.svg for block in blocks if isinstance(block, Figure))
+    figures = re.findall('<text x="56" y="18" font-weight="600">(.*?)</text>', page)
+    drawn = (
+        "broad users, JS", "gain in GAUC per user over DIN", "DAIAN by number of levels", "DAIAN: GAUC request",
+        "click rate and mean prediction by level", "reliability (first seed)",
+    )  # fmt: skip
+    assert [title for title in drawn if not any(figure.startswith(title) for figure in figures)] == []
+
+
+def test_a_section_that_vanishes_is_seen_and_said(
+    whole_numbers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: with any one of them gone the list is another; one that may lack is then named, with the reason."""
+    parts = report_sections._PARTS
+    assert [title for _, title, _ in parts if title] == [*SECTIONS, "Failures and notes"]
+    for gone in SECTIONS:
+        without = tuple(((lambda _found: iter(())) if part[1] == gone else part[0], *part[1:]) for part in parts)
+        monkeypatch.setattr(report_sections, "_PARTS", without)
+        there = headings_of(whole_numbers)
+        assert gone not in there
+        (why,) = [why for _, title, why in parts if title == gone]
+        last = report_sections.sections(whole_numbers)[-1]
+        assert (there[-1] == "Not in this report") == bool(why)
+        assert not why or (isinstance(last, Table) and last.rows == ((gone, why),))
 
 
 def test_a_call_with_fewer_rows_reports_those_of_the_folder_too(world: Path, finished_folder: Path) -> None:
