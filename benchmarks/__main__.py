@@ -9,11 +9,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from benchmarks.page import ORDER, Circumstances, Found, save, section, write_section
 from benchmarks.plan import QUICK, Plan
+from benchmarks.servers.known import SERVERS
 
 PAGE = Path("docs/performance.md")
 MODULES = {"http": "over_http", "training": "training_speed", "servers": "model_servers"}
@@ -30,6 +32,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(ORDER), help=f"of {','.join(ORDER)}")
     parser.add_argument("--quick", action="store_true", help="every line of the code at tiny size; writes no page")
     parser.add_argument("--page", type=Path, help=f"where the section goes; {PAGE} unless --quick")
+    parser.add_argument("--servers", default="", help="part servers: only these, with commas between")
+    parser.add_argument("--load-s", type=float, help=f"seconds of one load over HTTP; {Plan().load_s:g} unless --quick")
     parser.add_argument("--report", action="store_true", help="measure nothing: the page from what is on disk")
     options = parser.parse_args()
     options.parts = options.parts.split(",")
@@ -39,12 +43,21 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def planned(options: argparse.Namespace) -> Plan:
+    """The plan with what the command asks for."""
+    plan = QUICK if options.quick else Plan()
+    servers = tuple(filter(None, options.servers.split(",")))
+    if strange := set(servers) - set(SERVERS):
+        raise SystemExit(f"no such server: {', '.join(sorted(strange))}; there are {', '.join(SERVERS)}")
+    return replace(plan, servers=servers or plan.servers, load_s=options.load_s or plan.load_s)
+
+
 def main() -> int:
     # One thread a product, as in the service; read when the libraries are loaded, so before any part is.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     options = arguments()
-    plan = QUICK if options.quick else Plan()
+    plan = planned(options)
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])
     for name in [] if options.report else options.parts:
         print(f"== {name}", flush=True)

@@ -211,6 +211,7 @@ def _report(compared: Mapping[str, Compared], cases: list[Case], plan: Plan) -> 
     tables.append(Table("Memory of the servers' processes (PSS), MB.", ["server", *KINDS], memory))
     notes = [f"{name} is not in the tables: {found.trouble}" for name, found in compared.items() if found.trouble]
     notes += [f"{name} is not in the tables: {why}" for name, why in LEFT_OUT.items()]
+    notes += [f"{name} was not asked for in this run" for name in SERVERS if name not in compared]
     notes.append("Servers: " + ", ".join(found.version for found in compared.values() if found.version))
     notes.append(f"{plan.server_rounds} rounds, {plan.load_s:g} s a load, {WORKERS} processes each")
     raw: dict[str, Any] = {
