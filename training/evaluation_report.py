@@ -13,7 +13,7 @@ from training.data.whole_files import write_whole
 from training.evaluate import JUDGES, Evaluation
 from training.figures import bars, lines
 from training.report_groups import control
-from training.report_inside import inside, oracle
+from training.report_inside import inside, oracle, true_intents
 from training.report_page import Block, Figure, Heading, Paragraph, Table, html, markdown
 from training.table import LEGEND, ranking_cells, remarks
 
@@ -89,6 +89,7 @@ def _behind(evaluation: Evaluation) -> Iterator[Block]:
         return
     yield from control(evaluation.behind)
     yield from oracle(evaluation.behind)
+    yield from true_intents(evaluation.behind)
     yield from inside(evaluation.behind)
     if len(evaluation.behind["rows"]) > 1:
         yield Paragraph("Only the run is looked into and timed, not the bundle beside it.")

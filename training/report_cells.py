@@ -4,7 +4,7 @@ Called by the sections of reports: `training.report_sections`, `training.report_
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,3 +66,29 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     sd = float(there.std(ddof=1)) if len(there) > 1 else math.nan
     low, high = float(there.min()), float(there.max())
     return {"mean": float(there.mean()), "sd": sd, "low": low, "high": high, "n": len(there)}
+
+
+def number(value: float | None) -> float:
+    """NaN is null on disk."""
+    return math.nan if value is None else float(value)
+
+
+def averaged(parts: Sequence[Any]) -> Any:
+    """Means of equal structures, number by number; the interval of a measure is dropped, its value stays."""
+    return _joined(parts, lambda values: spread(values)["mean"])
+
+
+def spreads(parts: Sequence[Any]) -> Any:
+    """The same with the spread over seeds in the place of each number."""
+    return _joined(parts, spread)
+
+
+def _joined(parts: Sequence[Any], of: Callable[[Sequence[float]], Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        if set(first) == {"value", "low", "high"}:
+            return of([number(part["value"]) for part in parts])
+        return {key: _joined([part[key] for part in parts], of) for key in first if all(key in part for part in parts)}
+    if isinstance(first, list):
+        return [_joined(list(column), of) for column in zip(*parts, strict=True)]
+    return of([number(part) for part in parts])

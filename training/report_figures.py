@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from training.figures import bars, lines
 from training.report_cells import COLUMNS, Numbers, gain, plain, plus_minus, trained
 from training.report_diversity import OVER_BASE
+from training.report_inside import as_by_clicks, intent_shares
 from training.report_numbers import BASE, shown_by_diversity
 from training.report_page import Block, Figure, Heading, Paragraph, Table
 
@@ -19,27 +20,12 @@ CLICK_RATES = "Click rate by similarity level, and reliability"
 
 
 def intents(found: Numbers) -> Iterator[Block]:
-    """Mean predicted intents of specific and broad users beside what they clicked."""
-    kinds = found["rows"].get(DAIAN, {}).get("intent", {})
-    shown = [kind for kind in ("specific", "broad") if kinds.get(kind, {}).get("n_requests")]
-    if not shown:
-        return
-    yield Heading(INTENTS)
-    for kind in shown:
-        part = kinds[kind]
-        labels = [str(level + 1) for level in range(len(part["predicted"]))]
-        series = {"predicted": part["predicted"], "observed": part["observed"]}
-        yield Figure(bars(f"{kind} users, JS {part['js_of_means']:.4f}", labels, series))
-    rows = [
-        (
-            kind,
-            f"{kinds[kind]['n_requests']:,.0f}",
-            plain(kinds[kind]["js_of_means"]),
-            plain(kinds[kind]["js_per_request"]),
-        )
-        for kind in shown
-    ]
-    yield Table(("users", "requests with a click", "JS of means", "mean JS per request"), tuple(rows))
+    """Mean predicted intents of specific and broad users beside what they clicked and, where it is known, the truth."""
+    row = found["rows"].get(DAIAN, {})
+    blocks = list(intent_shares(row.get("true_intent") or as_by_clicks(row.get("intent", {}))))
+    if blocks:
+        yield Heading(INTENTS)
+        yield from blocks
 
 
 def diversity(found: Numbers) -> Iterator[Block]:

@@ -5,11 +5,25 @@ Called by `training.report_sections` (a comparison) and `training.evaluation_rep
 
 from collections.abc import Iterator
 
+from training.figures import bars
 from training.report_cells import COLUMNS, Numbers, plain, plus_minus, trained
-from training.report_page import Block, Heading, Paragraph, Table
+from training.report_page import Block, Figure, Heading, Paragraph, Table
 
 _GROUPS = ("all", "specific", "broad", "cold", "warm")
 _SHARES = ("auc", "gauc_user", "gauc_request")
+_KINDS = {
+    "specific_by_clicks": "specific by clicks",
+    "broad_by_clicks": "broad by clicks",
+    "specific": "drawn as specific",
+    "broad": "drawn as broad",
+}
+_BY_CLICKS = {"specific": "specific_by_clicks", "broad": "broad_by_clicks"}
+_SIDES = ("predicted", "observed", "true")
+_NEAR = {
+    "js_of_means": "JS of means, predicted to observed",
+    "js_to_true": "predicted to true",
+    "js_per_request": "mean JS per request",
+}
 _CONTRASTS = {
     "norm_ratio": "semantic share, cold minus warm",
     "gate_explicit": "gate explicit, specific minus broad",
@@ -45,6 +59,52 @@ def oracle(found: Numbers) -> Iterator[Block]:
     if near:
         yield Table(("intent", *(f"JS, {kind} users" for kind in kinds)), tuple(near))
         yield Paragraph("JS in nats, of mean predicted intents to mean true click shares.")
+
+
+def true_intents(found: Numbers) -> Iterator[Block]:
+    """Of every row that predicts intents, the figures and cells with the truth in them; nothing without a truth."""
+    rows = [row for row in trained(found).values() if row.get("true_intent")]
+    for row in rows:
+        yield Heading(f"Predicted, observed and true intent: {row['title']} (DAIAN, Fig. 5)")
+        yield from intent_shares(row["true_intent"])
+
+
+def intent_shares(kinds: Numbers) -> Iterator[Block]:
+    """Mean intents by level of each kind of visitor: a figure each, their divergences, and the shares as cells.
+
+    `kinds`: as `training.report_intents.predicted_observed_true` or `as_by_clicks` has them.
+    """
+    shown = {kind: part for kind, part in kinds.items() if kind in _KINDS and part["n_requests"]}
+    if not shown:
+        return
+    n_levels = max(len(part["predicted"]) for part in shown.values())
+    labels = [str(level + 1) for level in range(n_levels)]
+    for kind, part in shown.items():
+        to_true = f", to the truth {part['js_to_true']:.4f}" if "js_to_true" in part else ""
+        sides = {side: part[side] for side in _SIDES if side in part}
+        yield Figure(bars(f"{_KINDS[kind]}: JS {part['js_of_means']:.4f}{to_true}", labels, sides))
+    near = [
+        (_KINDS[kind], f"{part['n_requests']:,.0f}", *(plain(part.get(key)) for key in _NEAR))
+        for kind, part in shown.items()
+    ]
+    yield Table(("users", "requests with a click", *_NEAR.values()), tuple(near))
+    shares = [
+        (f"{_KINDS[kind]}, {side}", *(plain(share) for share in part[side]))
+        for kind, part in shown.items()
+        for side in _SIDES
+        if side in part
+    ]
+    yield Table(("mean share of level", *labels), tuple(shares))
+    if any("true" in part for part in shown.values()):
+        yield Paragraph(
+            "All sides over the same requests, those with a click to observe. True: the expected share of the page's "
+            "clicks by level. The claims' divergences to the truth are over all requests that have one."
+        )
+
+
+def as_by_clicks(kinds: Numbers) -> dict[str, Numbers]:
+    """The kinds of `training.measures.intent`, all by clicks, under the names that tell them from drawn ones."""
+    return {_BY_CLICKS[kind]: part for kind, part in kinds.items() if kind in _BY_CLICKS and part.get("n_requests")}
 
 
 def inside(found: Numbers) -> Iterator[Block]:

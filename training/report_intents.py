@@ -14,16 +14,16 @@ import numpy as np
 from jaxtyping import Float64
 
 from training.data.dataset import open_dataset
-from training.metrics import js_divergence
-from training.report_cells import spread
+from training.metrics import js_divergence, js_of_means, js_per_request
+from training.report_cells import averaged, spread
 from training.scores import Scored
 from training.truth import ORACLES, Truth, clicked_levels, intent_to_truth, share_of_oracle
 
 
 def beside_truth(scored: Sequence[Scored], truth: Truth) -> dict[str, Any]:
-    """Of the seeds of one ranker: `oracle_shares` by oracle, and `intent_to_truth` by kind of visitor.
+    """Of the seeds of one ranker: `oracle_shares` by oracle; `intent_to_truth` and `true_intent` by kind of visitor.
 
-    The second only where intents are predicted at the truth's own number of levels. Raises ValueError for scores of
+    The last two only where intents are predicted at the truth's own number of levels. Raises ValueError for scores of
     another split.
     """
     shares = {name: [share_of_oracle(one, truth, name) for one in scored] for name in ORACLES}
@@ -36,6 +36,37 @@ def beside_truth(scored: Sequence[Scored], truth: Truth) -> dict[str, Any]:
         near = [intent_to_truth(one, truth) for one in scored]
         found["intent_to_truth"] = {
             kind: {key: spread([one[kind][key] for one in near]) for key in near[0][kind]} for kind in near[0]
+        }
+        found["true_intent"] = averaged([predicted_observed_true(one, truth) for one in scored])
+    return found
+
+
+def predicted_observed_true(scored: Scored, truth: Truth) -> dict[str, dict[str, Any]]:
+    """By kind of visitor the three mean intents by level, and their divergences: DAIAN's Fig. 5 with the truth in it.
+
+    All three over the same requests: those with a click to observe and with a true click share. Kinds without such a
+    request are left out. The intents must be of requests and levels that `intent_to_truth` has accepted.
+    """
+    assert scored.intent is not None
+    order = np.argsort(truth.request)
+    place = order[np.searchsorted(truth.request, scored.requests, sorter=order)]
+    share = truth.click_share[place]
+    both = scored.has_intent & (share.sum(axis=1) > 0)
+    found: dict[str, dict[str, Any]] = {}
+    for kind, members in truth.groups().items():
+        rows = members[place] & both
+        if not rows.any():
+            continue
+        predicted, observed = scored.intent[rows].astype(np.float64), scored.intent_label[rows].astype(np.float64)
+        true = share[rows]
+        found[kind] = {
+            "n_requests": int(rows.sum()),
+            "js_of_means": js_of_means(predicted, observed),
+            "js_per_request": js_per_request(predicted, observed),
+            "js_to_true": js_of_means(predicted, true),
+            "predicted": predicted.mean(axis=0).tolist(),
+            "observed": observed.mean(axis=0).tolist(),
+            "true": true.mean(axis=0).tolist(),
         }
     return found
 

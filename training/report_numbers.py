@@ -7,7 +7,7 @@ numbers; what lacks is left out.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from training.compare_worker import PERMUTED_SCORES, TEST_SCORES
 from training.data.dataset import open_dataset
 from training.metrics import rela_impr
 from training.recipes import TABLES
-from training.report_cells import COLUMNS, spread
+from training.report_cells import COLUMNS, averaged, number, spread, spreads
 from training.report_claims import claims
 from training.report_contrasts import contrasts
 from training.report_diversity import OVER_BASE, gains_by_diversity, read_diversity
@@ -121,32 +121,6 @@ def _js_of_specific(measures: Mapping[str, Any]) -> float:
 def value_of(run: Mapping[str, Any], name: str) -> float:
     """A column of one run."""
     return number(run["measures"]["calibration"][name]["value"] if name in ("ece", "copc") else run["test"].get(name))
-
-
-def number(value: float | None) -> float:
-    """NaN is null on disk."""
-    return math.nan if value is None else float(value)
-
-
-def averaged(parts: Sequence[Any]) -> Any:
-    """Means of equal structures, number by number; the interval of a measure is dropped, its value stays."""
-    return _joined(parts, lambda values: spread(values)["mean"])
-
-
-def spreads(parts: Sequence[Any]) -> Any:
-    """The same with the spread over seeds in the place of each number."""
-    return _joined(parts, spread)
-
-
-def _joined(parts: Sequence[Any], of: Callable[[Sequence[float]], Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Mapping):
-        if set(first) == {"value", "low", "high"}:
-            return of([number(part["value"]) for part in parts])
-        return {key: _joined([part[key] for part in parts], of) for key in first if all(key in part for part in parts)}
-    if isinstance(first, list):
-        return [_joined(list(column), of) for column in zip(*parts, strict=True)]
-    return of([number(part) for part in parts])
 
 
 def best_rival(rows: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -27,6 +27,7 @@ from training.report_numbers import report_numbers
 from training.report_page import Figure, Heading, Table
 from training.rows import ROWS
 from training.scores import load_scores
+from training.truth import read_truth
 
 ROWS_HERE = ("din", "daian")
 
@@ -168,6 +169,15 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
     gain = row["over_base_by_diversity"]["groups"]["1"]
     assert gain["difference"] == pytest.approx(means[0] - means[1])
     assert gain["low"] < gain["difference"] < gain["high"]
+    truth = read_truth(world, "test")
+    assert truth is not None
+    scored = load_scores(finished_folder / "rows/daian/seed-1/scores_test.npz")
+    known = (truth.click_share.sum(axis=1) > 0) & np.isin(truth.request, scored.requests[scored.has_intent])
+    assert row["true_intent"]["all"]["true"] == pytest.approx(truth.click_share[known].mean(axis=0))
+    assert row["true_intent"]["all"]["n_requests"] == known.sum() == row["intent"]["all"]["n_requests"]
+    assert row["true_intent"]["all"]["observed"] == pytest.approx(row["intent"]["all"]["observed"])
+    for side in ("predicted", "observed", "true"):
+        assert f"| broad by clicks, {side} " in text
     assert "constant training mean" in text
     assert "New and known items and users" in text
     assert "2 settings tried" in text
@@ -227,7 +237,7 @@ def test_no_section_of_the_report_is_missing(whole_numbers: dict[str, Any]) -> N
     page = "".join(block.svg for block in blocks if isinstance(block, Figure))
     figures = re.findall('<text x="56" y="18" font-weight="600">(.*?)</text>', page)
     drawn = (
-        "broad users, JS", "gain in GAUC per user over DIN", "DAIAN by number of levels", "DAIAN: GAUC request",
+        "broad by clicks: JS", "gain in GAUC per user over DIN", "DAIAN by number of levels", "DAIAN: GAUC request",
         "click rate and mean prediction by level", "reliability (first seed)",
     )  # fmt: skip
     assert [title for title in drawn if not any(figure.startswith(title) for figure in figures)] == []

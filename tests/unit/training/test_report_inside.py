@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from training.report_inside import inside, oracle
-from training.report_page import Block, Heading, Table
+from training.report_inside import as_by_clicks, inside, intent_shares, oracle, true_intents
+from training.report_page import Block, Figure, Heading, Table
 
 
 def spread(mean: float) -> dict[str, float]:
@@ -39,6 +39,44 @@ def test_intents_stand_beside_the_true_ones() -> None:
     shares = dict.fromkeys(ORACLES, three(0.5))
     found = {"oracle": ORACLES, "rows": {"daian": row(oracle_shares=shares, intent_to_truth=near)}}
     assert ("DAIAN", "0.0300", "–") in cells(list(oracle(found)))
+
+
+def kind(n: int = 7, **more: Any) -> dict[str, Any]:
+    sides = {"predicted": [0.25, 0.75], "observed": [0.5, 0.5], **more}
+    return {"n_requests": n, "js_of_means": 0.01, "js_per_request": 0.3, **sides}
+
+
+def drawn(blocks: list[Block]) -> str:
+    return "".join(block.svg for block in blocks if isinstance(block, Figure))
+
+
+def test_the_truth_is_a_third_series_and_all_that_is_drawn_is_in_a_table() -> None:
+    true = kind(true=[0.125, 0.875], js_to_true=0.02)
+    blocks = list(intent_shares({"all": true, "specific_by_clicks": true, "broad": kind(0)}))
+    assert "specific by clicks: JS 0.0100, to the truth 0.0200" in drawn(blocks)
+    for side, shares in (("predicted", (0.25, 0.75)), ("observed", (0.5, 0.5)), ("true", (0.125, 0.875))):
+        assert all(f"{side}, {level}: {share:.4f}" in drawn(blocks) for level, share in enumerate(shares, start=1))
+        assert (f"specific by clicks, {side}", *(f"{share:.4f}" for share in shares)) in cells(blocks)
+    assert ("specific by clicks", "7", "0.0100", "0.0200", "0.3000") in cells(blocks)
+    assert "drawn as broad" not in str(cells(blocks)), "nobody is in it"
+
+
+def test_without_a_truth_two_series_stand_there_under_the_names_of_what_they_are() -> None:
+    blocks = list(intent_shares(as_by_clicks({"all": kind(), "specific": kind(), "broad": kind(0)})))
+    assert ("specific by clicks, observed", "0.5000", "0.5000") in cells(blocks)
+    assert "true" not in str(cells(blocks)[1:])
+    assert ">true<" not in drawn(blocks)
+    assert list(intent_shares({})) == []
+
+
+def test_a_run_alone_has_the_same_figures_where_the_truth_is_known() -> None:
+    blocks = list(
+        true_intents({"rows": {"m": row(true_intent={"broad": kind(true=[0, 1], js_to_true=0)}), "n": row()}})
+    )
+    assert [b.text for b in blocks if isinstance(b, Heading)] == [
+        "Predicted, observed and true intent: DAIAN (DAIAN, Fig. 5)"
+    ]
+    assert ("drawn as broad, true", "0.0000", "1.0000") in cells(blocks)
 
 
 def test_data_without_a_truth_and_models_without_gates_have_no_such_section() -> None:
