@@ -95,7 +95,7 @@ def open_runtime(
         retriever = Retriever(encoder, open_index(bundle, encoder))
         retriever.warm_up()
         preranker = None if prerank is None else open_preranker(bundle, encoder, prerank, chunk, ort_threads)
-        ranker = Ranker(encoder, scorer, retriever, _prior(bundle), **vars(shared), preranker=preranker)
+        ranker = Ranker(encoder, scorer, retriever, bundle.read_prior(), **vars(shared), preranker=preranker)
         outcome = "loaded"
         return Runtime(bundle, encoder, scorer, ranker, loaded_at)
     finally:
@@ -110,7 +110,7 @@ def check_bundle(bundle: Bundle, chunk: int, ort_threads: int) -> int:
     """
     encoder = bundle.open_encoder()
     Retriever(encoder, open_index(bundle, encoder)).warm_up()
-    _prior(bundle)
+    bundle.read_prior()
     parts = ["", PRERANK] if has_preranker(bundle) else [""]
     return sum(self_check(bundle, encoder, open_scorer(bundle, chunk, ort_threads, part), part=part) for part in parts)
 
@@ -252,16 +252,6 @@ def _check_recall(bundle: Bundle) -> None:
             f"{bundle.path / INDEX} finds {recall!r:.6} of the nearest items, need {LEAST_RECALL}: export again, with "
             "--allow-low-recall if that is wanted"
         )
-
-
-def _prior(bundle: Bundle) -> float:
-    """The click rate of the training days: the `ctr` of whatever the network did not score."""
-    prior = bundle.manifest.get("prior")
-    if not isinstance(prior, float | int) or not 0 <= prior <= 1:
-        raise BundleError(
-            f"{bundle.path / 'manifest.json'}: prior is {prior!r}, need a click rate in [0, 1]: export again"
-        )
-    return float(prior)
 
 
 class RuntimeSwitch:

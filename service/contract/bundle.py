@@ -4,13 +4,13 @@
     <root>/<name>/<version>/manifest.json and the files that it lists with their SHA-256; manifest.sig if it was signed
 
 Nothing is parsed before its hash has been compared: read_bundle checks every file, Bundle.read returns the very bytes
-that were hashed. Links, pipes, files outside the manifest and other contract versions are refused.
+that were hashed. Links, pipes, files outside the manifest and other contract versions are refused, and so is a manifest
+that says what cannot be (`manifest.py`).
 """
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -21,6 +21,7 @@ from pathlib import Path
 from service.contract.catalogue import Catalogue
 from service.contract.encoder import CONTRACT_VERSION, Encoder
 from service.contract.errors import BundleError, SchemaError
+from service.contract.manifest import NAME, check_manifest, is_rate, with_digest
 from service.contract.strict_json import strict_json
 
 MANIFEST = "manifest.json"
@@ -28,7 +29,6 @@ SIGNATURE = "manifest.sig"  # beside the manifest and not in it, so that a publi
 MANIFEST_SCHEMA = 1
 MAX_MANIFEST_BYTES = 16 << 20  # parsed before anything of it could be trusted
 MAX_POINTER_BYTES = 64 << 10
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class Bundle:
         assert isinstance(files, dict)
         return files
 
+    def read_prior(self) -> float:
+        """The click rate of the training days. Raises BundleError for a manifest that does not say it."""
+        prior = self.manifest.get("prior")
+        if not is_rate(prior):
+            raise BundleError(f"{self.path / MANIFEST}: prior is {prior!r}, need a click rate above 0 and below 1")
+        assert isinstance(prior, int | float)
+        return float(prior)
+
     def read(self, name: str) -> bytes:
         """The bytes of a file, hashed as they are returned. Raises BundleError when they differ from the manifest."""
         content = _content(self.path / name)
@@ -82,11 +90,11 @@ def write_bundle(
     """Publishes a bundle: files, fsync, manifest last, rename. Nothing is visible under its name before it is whole.
 
     `fill` writes the files into the folder it is given. The manifest gets name, version, contract_version, schema
-    and the hashes added; NaN in it becomes null. The pointer `current` is not moved. Raises BundleError when the
-    version exists, ValueError when the manifest holds an infinity.
+    and the hashes added, and a digest of itself; NaN in it becomes null. The pointer `current` is not moved. Raises
+    BundleError when the version exists or the manifest says what cannot be, ValueError when it holds an infinity.
     """
     for part in (name, version):
-        if not _NAME.fullmatch(part):
+        if not NAME.fullmatch(part):
             raise BundleError(f"bundle name or version {part!r}: use letters, digits, '.', '_' and '-'")
     target = root / name / version
     if target.exists():
@@ -102,7 +110,9 @@ def write_bundle(
             "version": version,
         }
         hashes = {path.relative_to(work).as_posix(): _hash(path) for path in list_files(work)}
-        _write_synced(work / MANIFEST, strict_json({**head, **manifest, "files": hashes}, indent=2).encode())
+        said = json.loads(strict_json({**head, **manifest, "files": hashes}, indent=0))
+        check_manifest(target / MANIFEST, said)
+        _write_synced(work / MANIFEST, json.dumps(with_digest(said), indent=2).encode())
         for path in [*list_files(work), *_folders(work), work]:
             _sync(path)
         # mkdtemp keeps strangers out, but the service runs as another user and must be able to read
@@ -127,6 +137,7 @@ def read_bundle(path: Path, check_signed: Callable[[Path, bytes], None] | None =
         check_signed(path, content)
     manifest = _parse(path / MANIFEST, content)
     _check_versions(path, manifest)
+    check_manifest(path / MANIFEST, manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise BundleError(f"{path / MANIFEST} lists no files: it was not written by write_bundle")
@@ -179,7 +190,7 @@ def read_pointer(root: Path) -> tuple[Path, str]:
     """The same with the hash of its manifest, which is that of `Bundle.digest`."""
     pointer = _parse(root / "current", _content(root / "current", MAX_POINTER_BYTES))
     parts = [str(pointer.get(key, "")) for key in ("name", "version")]
-    if not all(_NAME.fullmatch(part) for part in parts):
+    if not all(NAME.fullmatch(part) for part in parts):
         raise BundleError(f"{root / 'current'} names {parts}: promote a bundle again")
     path = root.joinpath(*parts)
     digest = hashlib.sha256(read_manifest(path)).hexdigest()
@@ -189,7 +200,7 @@ def read_pointer(root: Path) -> tuple[Path, str]:
 
 def is_version(text: str) -> bool:
     """True for what may name a bundle or a version, and so a folder."""
-    return _NAME.fullmatch(text) is not None
+    return NAME.fullmatch(text) is not None
 
 
 def list_bundles(root: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from service.contract.manifest import with_digest
 from tests.small_bundle import candidate_graph
 
 TABLE = "tables/table.item.npy"
@@ -37,7 +38,7 @@ def rehash(path: Path, **changes: Any) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
     for name in manifest["files"]:
         manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    (path / MANIFEST).write_text(json.dumps(manifest | changes))
+    (path / MANIFEST).write_text(json.dumps(with_digest(manifest | changes)))
 
 
 def mutate(file: Path, dice: random.Random) -> None:
@@ -97,9 +98,22 @@ def _list(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
         manifest = json.loads((path / MANIFEST).read_text())
         change(manifest["files"])
-        (path / MANIFEST).write_text(json.dumps(manifest))
+        (path / MANIFEST).write_text(json.dumps(with_digest(manifest)))
 
     return spoil
+
+
+def _edited(path: Path) -> None:
+    """What somebody does who only wants another prior."""
+    text = (path / MANIFEST).read_text()
+    (path / MANIFEST).write_text(text.replace('"prior": 0.05', '"prior": 0.06'))
+
+
+def _deep(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
 
 
 def _linked(path: Path) -> None:
@@ -205,6 +219,15 @@ BY_MANIFEST = [
     Hostile("an older contract", _say(contract_version=0), ": contract_version is 0"),
     Hostile("an older fingerprint", _say(fingerprint="0" * 64), ": the encoder's fingerprint is"),
     Hostile("a prior that is no rate", _say(prior=7), "/manifest.json: prior is 7"),
+    Hostile("a prior that is not a number", _say(prior=float("nan")), "/manifest.json: prior is nan"),
+    Hostile("a prior that is gone", _say(prior=None), "/manifest.json: prior is None"),
+    Hostile(
+        "graphs that are none", _say(graphs={"request": {"inputs": 5}}), "/manifest.json: graphs.request.inputs is 5"
+    ),
+    Hostile("half a character", _say(model={"name": "\ud800"}), "/manifest.json: model.name is"),
+    Hostile("a number too large for a reader", _say(metrics=[2**63]), r"/manifest.json: metrics\[0\] is 922"),
+    Hostile("levels without an end", _say(metrics=_deep(500)), "/manifest.json: metrics"),
+    Hostile("an edit by hand", _edited, "/manifest.json: self_sha256 is not that of the rest"),
     Hostile("another version", _say(version="v1"), "/manifest.json is that of daian@v1"),
 ]
 BY_CONTENT = [

@@ -18,6 +18,7 @@ import service.contract.bundle
 import service.runtime
 from service.contract.bundle import Bundle, read_bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import with_digest
 from service.runtime import open_index, open_scorer, self_check
 
 
@@ -45,8 +46,7 @@ def rehash(path: Path, **changes: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     for name in manifest["files"]:
         manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    manifest |= changes
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(with_digest(manifest | changes)))
 
 
 def test_the_untouched_copy_opens(copy: Path) -> None:

@@ -21,6 +21,7 @@ from service.bundle_trial import Trial, TrialPlan
 from service.cli import run
 from service.contract.bundle import SIGNATURE, point_to, read_bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import with_digest
 from service.errors import BundleRefused
 from service.runtime import RuntimeSwitch, Shared
 from service.settings import Settings, SettingsError, read_settings
@@ -106,7 +107,7 @@ def another_manifest(path: Path, key: Path) -> None:
     """Every hash in it is right: the signature alone can tell."""
     sign_bundle(path, key)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"prior": 0.9}))
+    (path / "manifest.json").write_text(json.dumps(with_digest(manifest | {"prior": 0.9})))
 
 
 def another_file_with_its_hash(path: Path, key: Path) -> None:
@@ -115,7 +116,7 @@ def another_file_with_its_hash(path: Path, key: Path) -> None:
     golden.write_bytes(golden.read_bytes().splitlines(keepends=True)[0])
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["golden.jsonl"] = hashlib.sha256(golden.read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(with_digest(manifest)))
 
 
 def flipped(path: Path, key: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_manifest_exchanged_after_the_trial_is_refused(swap: BundleSwap, root:
 
     def exchange(_: Path) -> None:
         manifest = json.loads((path / "manifest.json").read_text())
-        (path / "manifest.json").write_text(json.dumps(manifest | {"prior": 0.9}))
+        (path / "manifest.json").write_text(json.dumps(with_digest(manifest | {"prior": 0.9})))
 
     swap._trial.run = exchange  # type: ignore[method-assign]
     with pytest.raises(BundleRefused, match="no signature of"):

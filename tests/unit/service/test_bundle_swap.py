@@ -21,6 +21,7 @@ from service.bundle_swap import BundleSwap
 from service.bundle_trial import Trial, TrialPlan
 from service.contract.bundle import point_to, read_bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import with_digest
 from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, ServiceError, VersionConflict
 from service.runtime import RuntimeSwitch, Shared, check_bundle
 from service.settings import Settings
@@ -195,7 +196,7 @@ def rehash(path: Path, **changes: object) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     for name in manifest["files"]:
         manifest["files"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+    (path / "manifest.json").write_text(json.dumps(with_digest(manifest | changes)))
 
 
 def truncated(path: Path) -> None:

@@ -13,6 +13,7 @@ from service import bundle_trial as module
 from service.bundle_trial import Trial, TrialPlan, check_room, memory_left
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import with_digest
 from tests.small_bundle import candidate_graph, write_small_bundle
 
 PLAN = TrialPlan(chunk=256, ort_threads=1, timeout_s=120)
@@ -124,6 +125,6 @@ def test_a_table_cut_short_with_a_fitting_hash_is_refused_by_name(tmp_path: Path
     table.write_bytes(table.read_bytes()[:-100])
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     manifest["files"]["tables/table.item.npy"] = hashlib.sha256(table.read_bytes()).hexdigest()
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    (bundle.path / "manifest.json").write_text(json.dumps(with_digest(manifest)))
     with pytest.raises(BundleError, match=r"table\.item\.npy is not a table"):
         Trial(PLAN).run(bundle.path)
