@@ -1,10 +1,10 @@
-"""Looking inside a trained model: gates, shares and intents of a split, and its scores under triggers of others.
+"""Looking inside a trained model: its gates and shares on a split, its scores under triggers of others, its size.
 
 Called by `training.compare_worker` for runs of a comparison and by `training.evaluate_inside` for one run; reports
 print what is found here. Explanations of a result begin with these numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Int8, Int64
+from torch import nn
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
@@ -124,3 +125,12 @@ def with_permuted_triggers(requests: RequestBatch, rules: HistoryRules, random: 
         behaviour_type=requests.behaviour_type[kept],
         behaviour_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def n_parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers in embedding tables, and in everything else."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    sizes: Mapping[bool, list[int]] = {True: [], False: []}
+    for parameter in model.parameters():
+        sizes[id(parameter) in tables].append(parameter.numel())
+    return {"tables": int(np.sum(sizes[True], dtype=np.int64)), "network": int(np.sum(sizes[False], dtype=np.int64))}

@@ -10,17 +10,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 import training
 from service.contract import encoder as contract_encoder
@@ -28,7 +26,7 @@ from service.contract.encoder import Encoder
 from service.contract.strict_json import strict_json
 from training.bootstrap import Resampling
 from training.checkpoint import CheckpointError, load_tensors, read_config
-from training.compare_inside import look_inside, permuted_trigger_scores
+from training.compare_inside import look_inside, n_parameters, permuted_trigger_scores
 from training.config import TrainConfig
 from training.data.dataset import open_catalogue, split_files
 from training.data.pools import KeptPools
@@ -253,15 +251,6 @@ def ranking_of(scored: Scored) -> dict[str, float]:
     """The ranking numbers alone."""
     numbers = all_numbers(scored)
     return {name: numbers[name] for name in ("auc", "gauc_user", "gauc_request", "auc_per_request")}
-
-
-def n_parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers in embedding tables, and in everything else."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    sizes: Mapping[bool, list[int]] = {True: [], False: []}
-    for parameter in model.parameters():
-        sizes[id(parameter) in tables].append(parameter.numel())
-    return {"tables": int(np.sum(sizes[True], dtype=np.int64)), "network": int(np.sum(sizes[False], dtype=np.int64))}
 
 
 class Teller:

@@ -21,6 +21,7 @@ from training.checkpoint import Run, open_run
 from training.compare_inside import permuted_trigger_scores
 from training.data.dataset import Split, dataset_sha256, open_catalogue
 from training.data.whole_files import write_whole
+from training.evaluate_cost import cost_of
 from training.evaluate_days import DaysSeen, days_seen
 from training.evaluate_inside import ScoreBundle, TimeGraphs, bundle_under_other_triggers, latency, look_behind
 from training.measures import USUAL_PLAN, Plan, measure
@@ -48,6 +49,7 @@ class Evaluation:
     numbers: the table, by ranker. measures: `training.measures.measure` by ranker. tests: paired tests of the run
     against others, with their sentences, by `judged_by`. warnings: what whoever reads the numbers must know first.
     notes: what was found in order. behind: `training.evaluate_inside.look_behind`. latency: of the exported graphs.
+    cost: `training.evaluate_cost.cost_of`.
     """
 
     run: str
@@ -61,6 +63,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     behind: dict[str, Any] = field(default_factory=dict)
     latency: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def evaluate_fully(
         notes=[seen.text] if seen and seen.is_fair else [],
         behind=look_behind(run, data_folder, split, scores, permuted, facts, judge, plan),
         latency=latency(run_folder, data_folder, exporter.time_graphs),
+        cost=cost_of(run_folder, run.model),
     )
     if other is None:
         _write(evaluation, scores[name], run_folder)

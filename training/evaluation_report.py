@@ -79,8 +79,23 @@ def _about(evaluation: Evaluation) -> Iterator[Block]:
     yield Table(header, tuple(rows))
     yield Paragraph(f"{LEGEND} Judged by {JUDGES[evaluation.judged_by]}.")
     sentences = [test["sentence"] for test in evaluation.tests]
-    for text in [*remarks(evaluation.numbers), *sentences, *evaluation.notes]:
+    for text in [*remarks(evaluation.numbers), *sentences, *evaluation.notes, *_cost(evaluation)]:
         yield Paragraph(text)
+
+
+def _cost(evaluation: Evaluation) -> Iterator[str]:
+    """Parameters and training time of the run; of a bundle beside it nobody knows them."""
+    if not evaluation.cost:
+        return
+    n, took = evaluation.cost["parameters"], evaluation.cost["training"]
+    yield f"{evaluation.run}: {n['tables'] + n['network']:,} parameters, {n['tables']:,} of them in embedding tables."
+    if "missing" in took:
+        yield f"How long it trained is not known: {took['missing']}."
+    elif "cpu_seconds" in took:
+        yield f"It trained for {took['seconds']:,.0f} s ({took['cpu_seconds']:,.0f} s of processor time)."
+    else:
+        sittings = f" in {took['sittings']} sittings" if took["sittings"] > 1 else ""
+        yield f"It trained for {took['seconds']:,.0f} s{sittings}, by the times of the points of its curves."
 
 
 def _behind(evaluation: Evaluation) -> Iterator[Block]:

@@ -133,6 +133,8 @@ def test_the_text_holds_every_part(own_run: Path, world: Path, tmp_path: Path) -
     for word in ("Under the trigger of another request", "Against the oracle", "share of foreseeable", "Not measured"):
         assert word in text
     assert "JS of the means" not in text, "DIN predicts no intent"
+    assert min(found.cost["parameters"].values()) > 0
+    assert f"{found.cost['parameters']['tables']:,} of them in embedding tables" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) > 50
     assert all(line.endswith("|") for line in tables)

@@ -240,6 +240,23 @@ def test_columns_of_markdown_stand_below_each_other() -> None:
     assert long == f"| {'y' * 80} |     22 |", "one long cell does not make every line long"
 
 
+@pytest.mark.parametrize(
+    ("took", "said"),
+    [
+        ({"seconds": 1234.4, "cpu_seconds": 1000.0}, "It trained for 1,234 s (1,000 s of processor time)."),
+        ({"seconds": 99.0, "sittings": 1}, "It trained for 99 s, by the times"),
+        ({"seconds": 99.0, "sittings": 2}, "It trained for 99 s in 2 sittings, by the times"),
+        ({"missing": "nobody wrote it down"}, "How long it trained is not known: nobody wrote it down."),
+    ],
+)
+def test_what_the_run_has_cost_is_said(with_intent: Evaluation, took: dict[str, float], said: str) -> None:
+    cost = {"parameters": {"tables": 1_000_000, "network": 2_345}, "training": took}
+    text = evaluation_text(Evaluation(**{**vars(with_intent), "cost": cost}))
+    assert "daian: 1,002,345 parameters, 1,000,000 of them in embedding tables." in text
+    assert said in text
+    assert "parameters" not in evaluation_text(with_intent), "an evaluation that does not know it says nothing"
+
+
 def test_what_is_behind_the_ranking_is_said_as_in_a_comparison(with_intent: Evaluation) -> None:
     def spread(mean: float) -> dict[str, float]:
         return {"mean": mean, "sd": float("nan"), "low": mean, "high": mean, "n": 1}
