@@ -26,6 +26,7 @@ from training.layers.attention import (
     candidates_attend,
     masked_mean,
 )
+from training.layers.categories import leaf_column, trigger_subsequence
 from training.layers.dense_start import keep_start
 from training.layers.embedding import DEFAULT_WIDTHS, BehaviourTables, EmbeddingWidths, FieldTables
 from training.layers.gate import GateNU
@@ -56,6 +57,7 @@ class DaianConfig:
     three_stages: bool = True
     uim_pool: Literal["trigger", "mean"] = "trigger"
     uim_shares_tables: bool = False
+    related_by: Literal["similarity", "category"] = "similarity"  # what E2 reads: like the trigger, or of its leaf
     gate_shared: bool = False  # one gate for both interests: it cannot trade one against the other
     hse_stop: Literal["ratio", "ids", "ratio_both"] = "ratio"
     hse_product: bool = False  # e_r ⊙ e_a beside e_r ⊕ e_a in eq. 12
@@ -119,7 +121,11 @@ class ImplicitIntent(nn.Module):
 
 
 class ExplicitIntent(nn.Module):
-    """E2: the behaviours that resemble the trigger, read by the candidate, eq. 9-10."""
+    """E2: the behaviours that resemble the trigger, read by the candidate, eq. 9-10.
+
+    Those are the related ones of the inputs, found by multimodal similarity as in the paper. By our switch `related_by`
+    they are instead the part of the history that has the trigger's leaf category, as DIHN, DEI2N and DIAN read it.
+    """
 
     def __init__(self, config: DaianConfig, behaviours: BehaviourTables) -> None:
         super().__init__()
@@ -222,6 +228,7 @@ class Daian(nn.Module):
         candidate_width = item + behaviour
         if config.use_die:
             n_intent = 1 if config.intent_form == "score" else sizes.n_levels
+            self.leaf = leaf_column(sizes, "DAIAN") if config.related_by == "category" else None
             self.implicit = ImplicitIntent(config, behaviours, n_intent)
             self.explicit = ExplicitIntent(config, behaviours)
             candidate_width += 2 * config.width
@@ -271,8 +278,11 @@ class Daian(nn.Module):
         return state
 
     def _interests(self, inputs: ModelInputs, trigger: Tensor, intent: Tensor, sequence: Tensor, mask: Tensor) -> State:
-        related = self.tables.behaviours.behaviours(inputs.related_fields, inputs.related_age)
-        related_mask = inputs.related_age > 0
+        if self.leaf is None:
+            related = self.tables.behaviours.behaviours(inputs.related_fields, inputs.related_age)
+            related_mask = inputs.related_age > 0
+        else:
+            related, related_mask = sequence, trigger_subsequence(inputs, self.leaf)
         keys, values = self.explicit.keys_values(related, related_mask)
         h_imp = self.implicit(trigger, intent, sequence, mask)
         state = {"implicit": h_imp, "related_keys": keys, "related_values": values, "related_mask": related_mask}

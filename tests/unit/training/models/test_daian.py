@@ -7,6 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models_export import parity
+from models_export.errors import ParityError
+from models_export.parity import TOLERANCE, check_exportable
+from service.contract.encoder import ModelInputs
 from tests.unit.training.random_inputs import SIZES, random_batch, random_inputs, with_large_weights
 from training import optimizers
 from training.config import OptimConfig
@@ -191,6 +195,73 @@ def test_bins_at_their_edges() -> None:
         ]
     )
     assert bins.bins(values).tolist() == [1, 1, 1, 2, 6, 6, 6, 0]
+
+
+# ---- E2 by category -------------------------------------------------------------------------------------------------
+
+BY_CATEGORY = replace(SMALL, related_by="category")
+COUNTS = (3, 4)  # the second page's trigger shares its category with the first two of six behaviours
+
+
+@torch.no_grad()
+def check_only_the_triggers_category_is_read() -> None:
+    model, inputs = with_large_weights(small(BY_CATEGORY)), random_inputs(COUNTS)
+    read = inputs.history_fields[1, :, 1] == inputs.trigger_fields[1, 1]
+    assert 0 < int(read.sum()) < 6
+    state = model.encode_request(inputs)
+    assert torch.equal(state["related_mask"][1], read)
+    assert not state["related_mask"][0].any()
+    fields = inputs.history_fields.clone()
+    fields[1, ~read, 0] = fields[1, ~read, 0] % 50 + 2
+    other = model.encode_request(inputs._replace(history_fields=fields))
+    assert not torch.equal(other["implicit"], state["implicit"])  # I2E reads the whole history
+    assert torch.equal(other["related_values"][1][:, read], state["related_values"][1][:, read])
+
+
+def test_by_category_e2_reads_what_shares_the_triggers_leaf() -> None:
+    check_only_the_triggers_category_is_read()
+
+
+def test_an_e2_that_reads_the_whole_history_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daian, "trigger_subsequence", lambda inputs, _column: inputs.history_age > 0)
+    with pytest.raises(AssertionError):
+        check_only_the_triggers_category_is_read()
+
+
+@torch.no_grad()
+def related_behaviours_matter(config: DaianConfig) -> bool:
+    """Whether another sequence of similar behaviours changes the logits."""
+    model, inputs = with_large_weights(small(config)), random_inputs(COUNTS)
+    others = inputs._replace(related_fields=inputs.related_fields.flip(0), related_age=inputs.related_age.flip(0))
+    one, other = (model.score(model.encode_request(given), given).logits for given in (inputs, others))
+    return not torch.equal(one, other)
+
+
+def test_by_category_the_similar_behaviours_are_not_read() -> None:
+    assert related_behaviours_matter(SMALL)
+    assert not related_behaviours_matter(BY_CATEGORY)
+
+
+def test_by_category_needs_a_leaf_category_and_by_similarity_does_not() -> None:
+    without = replace(SIZES, leaf_category=None)
+    with pytest.raises(ValueError, match="leaf_category"):
+        Daian(BY_CATEGORY, without)
+    assert Daian(SMALL, without).leaf is None
+
+
+def test_by_category_both_graphs_are_exported_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_exportable(small(BY_CATEGORY), SIZES).max_difference <= TOLERANCE
+    # the saboteur: the comparison sees E2's part of the history
+    honest = parity.score_in_torch
+
+    def reading_all(model: nn.Module, inputs: ModelInputs) -> parity.Scores:
+        with monkeypatch.context() as patch:
+            patch.setattr(daian, "trigger_subsequence", lambda given, _column: given.history_age > 0)
+            return honest(model, inputs)
+
+    monkeypatch.setattr(parity, "score_in_torch", reading_all)
+    with pytest.raises(ParityError, match="logits differ"):
+        check_exportable(small(BY_CATEGORY), SIZES)
 
 
 # ---- stages (eq. 19-21) ---------------------------------------------------------------------------------------------
