@@ -46,7 +46,8 @@ PERMUTED_SCORES = "scores_test_permuted.npz"
 EXPORT_CHECK = "daian.export_check"
 EXPORT_TIMING = "daian.export_timing"
 _SAY_EVERY_S = 0.5
-# The numbers of a run are points: intervals are made once, over all seeds, when the report is written.
+# The numbers of a run are points: intervals of the table's numbers are made once, over users and seeds, when the report
+# is written (`training.report_intervals`); numbers of groups get their spread over seeds there.
 _POINTS = Plan(Resampling(n=1, n_auc=1))
 
 

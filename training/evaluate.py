@@ -28,6 +28,7 @@ from training.measures import USUAL_PLAN, Plan, measure
 from training.metrics import rela_impr
 from training.paired import paired_test, verdict
 from training.recipes import TABLES
+from training.report_intervals import rela_impr_interval
 from training.scores import Scored, all_numbers, score_batches
 from training.split_facts import Items, read_candidates, read_training_days
 from training.table import strongest_line
@@ -121,7 +122,9 @@ def evaluate_fully(
         data=str(data_folder),
         split=split,
         numbers=numbers,
-        measures={ranker: measure(scored, *facts, items, plan) for ranker, scored in scores.items()},
+        measures=_with_rela_impr(
+            {ranker: measure(scored, *facts, items, plan) for ranker, scored in scores.items()}, scores, shown, plan
+        ),
         tests=_tests(scores, _best_line(shown, numbers, judge), seen, judge, plan),
         warnings=[text for text in (other, seen.text if seen and not seen.is_fair else None) if text],
         judged_by=judge,
@@ -183,6 +186,17 @@ def _tests(
         sentence = verdict(test, name, rival, JUDGES[judged_by]) + but
         found.append({"against": rival, "metric": judged_by, **test._asdict(), "sentence": sentence})
     return found
+
+
+def _with_rela_impr(
+    measures: dict[str, dict[str, Any]], scores: Mapping[str, Scored], shown: Shown, plan: Plan
+) -> dict[str, dict[str, Any]]:
+    """The same with RelaImpr over the click rate, and its interval, beside the other ranking numbers."""
+    base = [shown.scored("click_rate")]
+    for ranker, scored in scores.items():
+        found = rela_impr_interval([scored], base, unit=plan.unit, resampling=plan.resampling)
+        measures[ranker]["ranking"]["rela_impr_gauc_request"] = found
+    return measures
 
 
 def _write(evaluation: Evaluation, scored: Scored, run_folder: Path) -> None:

@@ -30,6 +30,7 @@ _RANKING = {
     "ndcg_at_5": "NDCG@5",
     "ndcg_at_10": "NDCG@10",
     "log_loss": "log-loss",
+    "rela_impr_gauc_request": "RelaImpr of GAUC per request over the click rate, %",
 }
 _CALIBRATION = {"ece": "expected calibration error", "copc": "clicks over predicted clicks"}
 _TOP = {

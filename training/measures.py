@@ -94,15 +94,11 @@ def ranking(scored: Scored, plan: Plan) -> dict[str, Number]:
 def calibration(scored: Scored, plan: Plan) -> dict[str, Any]:
     """ECE, COPC, and the curve of click rates over predictions. For the bootstrap the bins stay where they are."""
     predicted, unit = probabilities(scored.logits), clusters_of(scored, plan.unit)
-    codes, cluster = np.unique(unit, return_inverse=True)
-    cell = cluster * N_BINS + equal_mass_bins(predicted)
-    sums = [
-        np.bincount(cell, weights, len(codes) * N_BINS).reshape(len(codes), N_BINS)
-        for weights in (np.ones(len(cell)), predicted, scored.clicks.astype(np.float64))
-    ]
+    binned = ece_statistic(scored, plan.unit)
+    codes, sums = binned.clusters, np.split(binned.columns, 3, axis=1)
     found = _numbers(
         {
-            "ece": Statistic(np.concatenate(sums, axis=1), codes, _ece_of_sums, distance=True),
+            "ece": binned,
             "copc": ratio(scored.clicks, predicted, unit),
             **{f"rate {b}": ratio(sums[2][:, b], sums[0][:, b], codes) for b in range(N_BINS)},
         },
@@ -118,6 +114,18 @@ def calibration(scored: Scored, plan: Plan) -> dict[str, Any]:
             for b, n, p in zip(there, curve.n, curve.predicted, strict=True)
         ],
     }
+
+
+def ece_statistic(scored: Scored, unit: Unit) -> Statistic:
+    """ECE; a row is a cluster: its candidates, their predictions and their clicks in every bin."""
+    predicted = probabilities(scored.logits)
+    codes, cluster = np.unique(clusters_of(scored, unit), return_inverse=True)
+    cell = cluster * N_BINS + equal_mass_bins(predicted)
+    sums = [
+        np.bincount(cell, weights, len(codes) * N_BINS).reshape(len(codes), N_BINS)
+        for weights in (np.ones(len(cell)), predicted, scored.clicks.astype(np.float64))
+    ]
+    return Statistic(np.concatenate(sums, axis=1), codes, _ece_of_sums, distance=True)
 
 
 def _ece_of_sums(sums: np.ndarray) -> np.ndarray:

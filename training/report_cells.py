@@ -53,6 +53,15 @@ def plus_minus(found: Numbers | None, form: str = ".4f") -> str:
     return f"{found['mean']:{form}}{sd}"
 
 
+def bracketed(found: Numbers | None, form: str = ".4f") -> str:
+    """A number with its interval in brackets."""
+    if found is None or math.isnan(found["value"]):
+        return "–"
+    if math.isnan(found["low"]):
+        return f"{found['value']:{form}}"
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
 def plain(value: float | None, form: str = ".4f") -> str:
     """A number, or a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"

@@ -68,15 +68,15 @@ def new_and_known(found: Numbers) -> Iterator[Block]:
     sides = [(part, side) for part in ("by_item", "by_user") for side in ("cold", "warm")]
     header = ("GAUC request", *(f"{side} {part.removeprefix('by_')}s" for part, side in sides))
     cells = [
-        (row["title"], *(plain(row[part].get(side, {}).get("gauc_request")) for part, side in sides))
+        (row["title"], *(plus_minus(row[part].get(side, {}).get("gauc_request")) for part, side in sides))
         for row in rows.values()
     ]
     counts = next(iter(rows.values()))
-    n = [counts[part].get(side, {}).get("n_candidates") for part, side in sides]
+    n = [counts[part].get(side, {}).get("n_candidates", {}).get("mean") for part, side in sides]
     yield Table(header, (("candidates", *(plain(value, ",.0f") for value in n)), *cells))
     yield Paragraph(
-        "Means over seeds, among the candidates of each side alone. Cold items: fewer than 20 training impressions; "
-        "cold users: no training request."
+        "Mean ± deviation over seeds, among the candidates of each side alone. Cold items: fewer than 20 training "
+        "impressions; cold users: no training request."
     )
 
 
@@ -87,6 +87,6 @@ def first_of_a_page(found: Numbers) -> Iterator[Block]:
         return
     keys = [key for key in _TOP if any(key in row["top"] for row in rows)]
     yield Heading("The first of a page")
-    cells = [(row["title"], *(plain(row["top"].get(key)) for key in keys)) for row in rows]
-    yield Table((f"first {rows[0]['top']['k']:.0f} of a page", *(_TOP[key] for key in keys)), tuple(cells))
-    yield Paragraph("Means over pages with more candidates, and over seeds. The cosine is that of pairs.")
+    cells = [(row["title"], *(plus_minus(row["top"].get(key)) for key in keys)) for row in rows]
+    yield Table((f"first {rows[0]['top']['k']['mean']:.0f} of a page", *(_TOP[key] for key in keys)), tuple(cells))
+    yield Paragraph("Means over pages with more candidates, ± deviation over seeds. The cosine is that of pairs.")

@@ -23,6 +23,7 @@ from training.report_claims import claims
 from training.report_contrasts import contrasts
 from training.report_diversity import OVER_BASE, gains_by_diversity, read_diversity
 from training.report_intents import beside_truth, constant_intents, constants_to_observed, constants_to_truth
+from training.report_intervals import intervals_of, rela_impr_interval
 from training.report_tests import add_tests
 from training.scores import Scored, load_scores
 from training.table import strongest_line
@@ -55,6 +56,7 @@ def report_numbers(comparison: Comparison, states: Mapping[str, RowState]) -> di
     _add_relative(found, _timing(comparison))
     _add_truth(found, comparison, states)
     _add_diversity(found, comparison, states)
+    _add_intervals(found, comparison, states)
     add_tests(
         rows,
         found["best_rival"],
@@ -105,9 +107,9 @@ def row_numbers(state: RowState, judged_by: str) -> dict[str, Any]:
         "contrasts": contrasts([run["inside"] for run in runs]),
         "intent": averaged([found.get("intent", {}) for found in measures]),
         "by_intent_diversity": spreads([found.get("by_intent_diversity", {}) for found in measures]),
-        "by_item": averaged([found.get("by_item", {}) for found in measures]),
-        "by_user": averaged([found.get("by_user", {}) for found in measures]),
-        "top": averaged([found.get("top", {}) for found in measures]),
+        "by_item": spreads([found.get("by_item", {}) for found in measures]),
+        "by_user": spreads([found.get("by_user", {}) for found in measures]),
+        "top": spreads([found.get("top", {}) for found in measures]),
         "by_level": averaged([found["by_level"] for found in measures]),
         "reliability": averaged([found["calibration"]["reliability"] for found in measures[:1]]),
     }
@@ -156,11 +158,12 @@ def _add_relative(found: dict[str, Any], timing: Mapping[str, Any]) -> None:
     """RelaImpr and latency against DIN, and whether counting ranks as well."""
     rows, lines, line, judged_by = found["rows"], found["lines"], found["strongest_line"], found["judged_by"]
     base = rows.get(BASE, {}).get("numbers")
+    is_above_chance = base is not None and base[judged_by]["mean"] > 0.5
     for name, row in rows.items():
         if "numbers" not in row:
             continue
         mean = row["numbers"][judged_by]["mean"]
-        row["rela_impr"] = rela_impr(mean, base[judged_by]["mean"]) if base else math.nan
+        row["rela_impr"] = rela_impr(mean, base[judged_by]["mean"]) if is_above_chance else math.nan
         row["below_counting"] = line is not None and mean <= lines[line][judged_by]
         if name in timing:
             row["latency_ms"] = timing[name]["median_ms"]
@@ -197,6 +200,18 @@ def _add_diversity(found: dict[str, Any], comparison: Comparison, states: Mappin
     base = load_row(comparison, states[BASE])
     for name in shown:
         rows[name][OVER_BASE] = gains_by_diversity(load_row(comparison, states[name]), base, training)
+
+
+def _add_intervals(found: dict[str, Any], comparison: Comparison, states: Mapping[str, RowState]) -> None:
+    """Of every number of the table over users and seeds, and of RelaImpr over DIN."""
+    rows, judged_by = found["rows"], found["judged_by"]
+    base = load_row(comparison, states[BASE]) if "numbers" in rows.get(BASE, ()) else []
+    for name, row in rows.items():
+        if "numbers" in row:
+            scored = load_row(comparison, states[name])
+            row["intervals"] = intervals_of(scored, tuple(COLUMNS))
+            if base and name != BASE:
+                row["rela_impr_interval"] = rela_impr_interval(scored, base, judged_by)
 
 
 def shown_by_diversity(best_rival: str | None) -> list[str]:

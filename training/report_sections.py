@@ -6,12 +6,13 @@ Called by `training.report` with what `training.report_numbers` made. What was n
 from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
-from training.report_cells import COLUMNS, Numbers, difference, plain, plus_minus, trained
+from training.report_cells import COLUMNS, Numbers, bracketed, difference, plain, plus_minus, trained
 from training.report_figures import CLICK_RATES, DIVERSITY, INTENTS, LEVELS, click_rates, diversity, intents, levels
 from training.report_groups import ablations, control, first_of_a_page, new_and_known
 from training.report_inside import inside, oracle
 from training.report_page import Block, Heading, Paragraph, Table
 
+INTERVALS = "Intervals of the table"
 _HELD = {True: "held", False: "not held", None: "not decided"}
 
 
@@ -78,6 +79,20 @@ def _table(found: Numbers) -> Iterator[Block]:
         f"Everything is judged by {judged}; RelaImpr: of it over DIN's, in %. Best rival by {judged} on the validation "
         f"split: {named}; differences to it are paired over users, with 95 % intervals and p; * where p, adjusted by "
         "Holm over this column, is below 0.05. How much seeds differ is not in these intervals, but in the ±."
+    )
+
+
+def _intervals(found: Numbers) -> Iterator[Block]:
+    yield Heading(INTERVALS)
+
+    def cells(row: Numbers) -> tuple[str, ...]:
+        of = row.get("intervals", {})
+        return (*(bracketed(of.get(name)) for name in COLUMNS), bracketed(row.get("rela_impr_interval"), "+.2f"))
+
+    yield Table(("", *COLUMNS.values(), "RelaImpr"), tuple(_grouped(found, cells)))
+    yield Paragraph(
+        "95 % intervals of the means, over users and seeds: what another training would give on other users of the "
+        f"same days. A row of one seed: over users alone. RelaImpr: of {found['judged_title']} over DIN's, in %."
     )
 
 
@@ -178,6 +193,7 @@ def _failures(found: Numbers) -> Iterator[Block]:
 _PARTS: tuple[tuple[Callable[[Numbers], Iterator[Block]], str, str], ...] = (
     (_about, "", ""),
     (_table, "The table", ""),
+    (_intervals, INTERVALS, ""),
     (_costs, "What it costs", ""),
     (_claims, "The papers' claims on this data", ""),
     (_counting, "Counting alone", ""),

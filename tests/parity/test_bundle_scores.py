@@ -133,6 +133,9 @@ def test_the_text_holds_every_part(own_run: Path, world: Path, tmp_path: Path) -
     for word in ("Under the trigger of another request", "Against the oracle", "share of foreseeable", "Not measured"):
         assert word in text
     assert "JS of the means" not in text, "DIN predicts no intent"
+    relative = found.measures["din_demo"]["ranking"]["rela_impr_gauc_request"]
+    assert relative["value"] == pytest.approx(found.numbers["din_demo"]["rela_impr_gauc_request"])
+    assert "RelaImpr of GAUC per request over the click rate" in text
     assert min(found.cost["parameters"].values()) > 0
     assert f"{found.cost['parameters']['tables']:,} of them in embedding tables" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]

@@ -169,6 +169,13 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
     gain = row["over_base_by_diversity"]["groups"]["1"]
     assert gain["difference"] == pytest.approx(means[0] - means[1])
     assert gain["low"] < gain["difference"] < gain["high"]
+    for name, number in row["intervals"].items():
+        assert number["value"] == pytest.approx(row["numbers"][name]["mean"])
+        assert number["low"] <= number["value"] <= number["high"]
+    assert set(row["intervals"]) == set(row["numbers"])
+    assert found["rows"]["din"]["numbers"]["gauc_request"]["mean"] < 0.5, "one epoch: it learnt nothing yet"
+    assert row["rela_impr"] is row["rela_impr_interval"]["value"] is None, "over chance it says nothing"
+    assert "rela_impr_interval" not in found["rows"]["din"]
     truth = read_truth(world, "test")
     assert truth is not None
     scored = load_scores(finished_folder / "rows/daian/seed-1/scores_test.npz")
@@ -187,6 +194,7 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
 
 SECTIONS = [
     "The table",
+    "Intervals of the table",
     "What it costs",
     "The papers' claims on this data",
     "Counting alone",
