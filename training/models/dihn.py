@@ -14,10 +14,11 @@ map. Positions count from the newest behaviour. Attributes are the leaf category
 but the id, in its order. Eq. 13 by the letter: α = 1 on UIN's loss, β = 0.8 on the clicks'. Context enters the top
 network (as in the code), and so does the candidate's binned similarity to the trigger, which all compared models get.
 
-The label of UIN, `label`: "page" is the industrial one, shared by all impressions of a page: 1 for a click on the
-trigger or its leaf category (the trigger itself need not be among the candidates here), so 0 without a click;
-"candidate" is the one of the Alimama experiments, "candidate and trigger are of one category", which differs between
-candidates that UIN cannot see: its best answer is a prior of the category.
+The label of UIN, `label`. "page" is shared by all impressions of a page: 1 for a click on the trigger or an item of its
+leaf category, so 0 without a click. It is a deviation, for it is DIAN's label: the industrial one of this paper counts
+clicks on the trigger alone, and here the trigger need not stand among the candidates. "candidate" is the paper's for
+its Alimama experiments, "candidate and trigger are of one category", which differs between candidates that UIN cannot
+see: its best answer is a prior of the category.
 """
 
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ from training.models.spec import LabelledInputs, ModelOutputs, ModelSpec, Stage,
 class DihnConfig:
     """Defaults are the paper's, and its code's where the paper gives no number.
 
-    uin_loss, click_loss: α and β of eq. 13; uin_loss 0 is the ablation of UIN's loss. use_hsm: False is the ablation.
-    gate: "scalar" blends by p(x) in the place of VT_x, the paper's other ablation.
+    label: "page" deviates from the paper, see above. uin_loss, click_loss: α and β of eq. 13; uin_loss 0 is the
+    ablation of UIN's loss. use_hsm: False is the ablation. gate: "scalar" blends by p(x) in the place of VT_x, the
+    paper's other ablation.
     """
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
