@@ -1,7 +1,8 @@
 """The rows of the table of rivals: every model, with its variants and ablations, at any size. `recipes` makes the runs.
 
 A row is a function from a `Size` to a model's config, so that all rows of one table share widths, top network and
-training budget and differ in what they are. A new model is a line in `ROWS`.
+training budget and differ in what they are. What a paper says about such sizes gives way to the table's, in `paper/`
+too: the docstring of a row names the defaults of its model that are changed. A new model is a line in `ROWS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ def deepfm(size: Size) -> DeepFmConfig:
 
 
 def dei2n(size: Size) -> Dei2nConfig:
-    """DEI2N as published."""
+    """DEI2N's network at the table's sizes: UI2M's hidden layer is as wide as the top's last (64 by default)."""
     return Dei2nConfig(
         widths=size.widths,
         attention=size.attention,
@@ -108,7 +109,11 @@ def dei2n(size: Size) -> Dei2nConfig:
 
 
 def dihn(size: Size) -> DihnConfig:
-    """DIHN as published."""
+    """DIHN's network at the table's sizes.
+
+    Width and heads of its attentions are the table's (56 and 2 by default), UIN's hidden layer is as wide as the first
+    of the top network (256 by default). Its label is a deviation: `training.models.dihn`.
+    """
     return DihnConfig(
         widths=size.widths,
         attention=size.attention,
@@ -127,7 +132,10 @@ def _dihn(**changed: Any) -> Callable[[Size], DihnConfig]:
 
 
 def dian(size: Size) -> DianConfig:
-    """DIAN as published."""
+    """DIAN's network at the table's sizes: the top network of all rows in TAN, TFN and the Intention Net alike.
+
+    The paper has 1024-512-256; its width and heads are those of `paper/`.
+    """
     return DianConfig(
         widths=size.widths,
         width=size.width,
@@ -143,7 +151,7 @@ def _dian(**changed: Any) -> Callable[[Size], DianConfig]:
 
 
 def mian(size: Size) -> MianConfig:
-    """MIAN with the trigger's fields as further context fields."""
+    """MIAN with the trigger's fields as further context fields; the table's heads, where the paper has two."""
     return MianConfig(
         widths=size.widths,
         width=size.width,
@@ -155,7 +163,10 @@ def mian(size: Size) -> MianConfig:
 
 
 def sim(size: Size) -> SimConfig:
-    """SIM with the trigger as a plain feature; rows choose the search."""
+    """SIM with the trigger as a plain feature; rows choose the search.
+
+    The vectors that are searched and the network over them have the table's width and top (32 and 128-64 by default).
+    """
     return SimConfig(
         widths=size.widths,
         attention=size.attention,
@@ -171,7 +182,12 @@ def sim(size: Size) -> SimConfig:
 
 
 def r3s(size: Size) -> R3sConfig:
-    """R3S, its experts as wide as the other models' attentions."""
+    """R3S at the table's sizes, and without dropout, in `paper/` too: no other row has any.
+
+    Its authors' code has dropout .3, fields of 24, 3 heads, experts of 90 and one layer of 45 above them. Here fields
+    have a quarter of the table's width, or an id's where that is more; heads, experts and the layers above are the
+    table's.
+    """
     return R3sConfig(
         widths=size.widths,
         attention=size.attention,
@@ -303,7 +319,7 @@ def tarq_lite(size: Size) -> TarqLiteConfig:
 
 
 ROWS: Mapping[str, Row] = {
-    # models that do not know the trigger, as published
+    # models that do not know the trigger, and are not told of it
     "din": Row("DIN", "trigger-free", lambda size: replace(din(size), use_trigger=False)),
     "dien": Row("DIEN", "trigger-free", lambda size: replace(dien(size), use_trigger=False)),
     "sim_hard": Row("SIM (hard)", "trigger-free", lambda size: replace(sim(size), use_trigger=False)),
