@@ -203,13 +203,12 @@ def compare(
     report_only
         Write the report of what is finished; train nothing.
     """
-    from training.compare import Comparison, chosen_rows, read_states
+    from training.compare import Comparison, chosen_levels, chosen_rows, read_states
     from training.compare import compare as run_comparison
     from training.compare_progress import CompareProgress
     from training.report import write_report
 
-    swept = tuple(int(n) for n in levels.split(",")) if levels else ()
-    comparison = Comparison(table, data, out, chosen_rows(rows, groups), seeds, trials, jobs, swept)
+    comparison = Comparison(table, data, out, chosen_rows(rows, groups), seeds, trials, jobs, chosen_levels(levels))
     if report_only:
         states = read_states(comparison)
     else:

@@ -377,6 +377,18 @@ def chosen_rows(rows: str | None, groups: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
+def chosen_levels(levels: str | None) -> tuple[int, ...]:
+    """The numbers of a list with commas between; none without any. Raises CompareError for what is no whole number."""
+    wanted = [n.strip() for n in (levels or "").split(",") if n.strip()]
+    wrong = [n for n in wanted if not n.isascii() or not n.isdecimal()]
+    if wrong:
+        raise CompareError(
+            f"--levels {levels}: {', '.join(wrong)} is no whole number; give numbers of similarity levels with commas "
+            "between, such as 2,4,6"
+        )
+    return tuple(int(n) for n in wanted)
+
+
 def read_states(comparison: Comparison) -> dict[str, RowState]:
     """What is finished already, of the rows that were asked for and of all others in the folder. Trains nothing.
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.unit.training.test_train import SMALL_WORLD
+from training import commands, compare_worker, report_sections
 from training import compare as compare_module
-from training import compare_worker, report_sections
 from training.checkpoint import read_config
-from training.compare import CompareError, Comparison, all_states, chosen_rows, compare, read_states
+from training.compare import CompareError, Comparison, all_states, chosen_levels, chosen_rows, compare, read_states
 from training.compare_inside import with_permuted_triggers
 from training.compare_pool import Done, Said, WorkerPool
 from training.data.fit_encoder import fit_encoder
@@ -339,6 +339,19 @@ def test_a_folder_of_another_search_and_unknown_names_are_refused(world: Path, f
     with pytest.raises(CompareError, match="no row is in the group"):
         chosen_rows(None, "rivals")
     assert chosen_rows("din", "daian")[:2] == ("din", "daian")
+
+
+@pytest.mark.parametrize("levels", ["a,b", "2,4.5", "4,-2", "²"])
+def test_levels_that_are_no_numbers_are_refused_by_the_name_of_their_option(
+    world: Path, tmp_path: Path, levels: str
+) -> None:
+    assert chosen_levels("2, 4,") == (2, 4)
+    assert chosen_levels(None) == chosen_levels("") == ()
+    with pytest.raises(CompareError, match=f"--levels {re.escape(levels)}: .* no whole number"):
+        commands.compare("small", data=world, out=tmp_path / "out", levels=levels)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CompareError, match="levels at least 2"):
+        commands.compare("small", data=world, out=tmp_path / "out", levels="1")
 
 
 def test_permuted_triggers_leave_no_trace_of_the_true_one(world: Path) -> None:
