@@ -6,6 +6,7 @@ it goes on: what is finished (`measured.json` in a run's folder) is not done aga
 work, `training.report` writes what came out.
 
     out/plan.json  encoders/levels-6/  rows/<row>/trial-0/  rows/<row>/seed-1/  timing.json  report.md  report.html
+    out/timing_failed.txt  when the graphs could not be timed
 """
 
 import json
@@ -27,6 +28,7 @@ from training.rows import ROWS
 from training.search import Search, Setting
 
 FIRST_SEED = 1
+TIMING, TIMING_FAILED = "timing.json", "timing_failed.txt"
 SWEPT = "daian"  # the row whose number of levels is varied
 # Runs of a table are short; one that is killed mostly begins again.
 _CHECKPOINT_EVERY = 5_000
@@ -225,7 +227,7 @@ class Runner:
             for name, state in self.states.items()
             if state.failure is None and _name_of_seed(FIRST_SEED) in state.runs and state.row.n_levels is None
         }
-        path = self.comparison.out / "timing.json"
+        path = self.comparison.out / TIMING
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not folders or (known and set(folders) <= set(known.get("rows", ()))):
             return
@@ -235,6 +237,7 @@ class Runner:
         self._pool.add(Task("timing", "all rows", "latency", self.comparison.data, path, own, runs=runs))
         for event in self._pool.events():
             if isinstance(event, Done):
+                keep_failure_of_timing(self.comparison.out, event)
                 self._watcher.done("all rows", "latency", event.failure or "timed")
             else:
                 self._watcher.says(event.worker, "all rows", "latency", event.text)
@@ -341,6 +344,15 @@ def write_failure(event: Done) -> None:
     folder: Path = event.task.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "failed.txt", f"{event.failure}\n\n{event.trace}".encode())
+
+
+def keep_failure_of_timing(out: Path, event: Done) -> None:
+    """Why no latency stands in the report, until a later call can time the graphs."""
+    path = out / TIMING_FAILED
+    if event.failure is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_whole(path, f"{event.failure}\n\n{event.trace}".encode())
 
 
 def _name_of_seed(seed: int) -> str:

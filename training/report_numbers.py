@@ -13,7 +13,7 @@ from typing import Any
 
 from training.baselines import baseline_numbers
 from training.checkpoint import read_config
-from training.compare import Comparison, RowState
+from training.compare import TIMING, TIMING_FAILED, Comparison, RowState
 from training.compare_worker import PERMUTED_SCORES, TEST_SCORES
 from training.data.dataset import open_dataset
 from training.metrics import rela_impr
@@ -54,6 +54,7 @@ def report_numbers(comparison: Comparison, states: Mapping[str, RowState]) -> di
     found["comparison"]["learning_rates"] = sorted({rate for one in each for rate in one})
     found["comparison"]["n_settings"] = max(map(len, each), default=0)
     _add_relative(found, _timing(comparison))
+    found["not_timed"] = why_not_timed(comparison.out, rows)
     _add_truth(found, comparison, states)
     _add_diversity(found, comparison, states)
     _add_intervals(found, comparison, states)
@@ -150,8 +151,25 @@ def tried(folder: Path, row: Mapping[str, Any]) -> list[float]:
 
 
 def _timing(comparison: Comparison) -> dict[str, Any]:
-    path = comparison.out / "timing.json"
+    path = comparison.out / TIMING
     return json.loads(path.read_text(encoding="utf-8")).get("rows", {}) if path.is_file() else {}
+
+
+def why_not_timed(out: Path, rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why finished rows have no latency; None when all of them have one. Rows of other levels are never timed."""
+    lack = [
+        row["title"]
+        for row in rows.values()
+        if "numbers" in row and row["n_levels"] is None and "latency_ms" not in row
+    ]
+    if not lack:
+        return None
+    failed = out / TIMING_FAILED
+    if failed.is_file():
+        return f"timing failed: {failed.read_text(encoding='utf-8').partition(chr(10))[0]}"
+    if not (out / TIMING).is_file():
+        return "the graphs were not timed yet: the same call without --report-only does it when all rows are finished"
+    return f"not timed: {', '.join(lack)}; there was no exporter, or they were finished later, or cannot be exported"
 
 
 def _add_relative(found: dict[str, Any], timing: Mapping[str, Any]) -> None:

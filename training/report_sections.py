@@ -136,6 +136,8 @@ def _costs(found: Numbers) -> Iterator[Block]:
         "ratio to DIN",
     )
     yield Table(header, tuple(_grouped(found, _cost_cells)))
+    if found.get("not_timed"):
+        yield Paragraph(f"No latency: {found['not_timed']}.")
     yield Paragraph(
         "Latency: both exported graphs, one request of 100 candidates and 50 behaviours, one thread, median of in-turn "
         "repetitions. Training time is that of the seeds that were not interrupted."

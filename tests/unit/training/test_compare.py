@@ -187,6 +187,7 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
         assert f"| broad by clicks, {side} " in text
     assert "constant training mean" in text
     assert "New and known items and users" in text
+    assert "No latency: not timed: DIN, DAIAN; there was no exporter" in text
     assert "2 settings tried" in text
     assert "<svg" in page
     assert not any(word in page for word in ("<script", "src=", "<link", "@import"))

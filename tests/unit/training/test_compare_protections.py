@@ -1,7 +1,7 @@
 """What keeps a comparison honest without being seen, each beside its twin: the same with the protection off."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +13,18 @@ from tests.unit.training.test_train import SMALL_WORLD
 from training import compare as compare_module
 from training import compare_worker
 from training.checkpoint import save_run_start
-from training.compare import CompareError, Comparison, read_states
+from training.compare import CompareError, Comparison, RowState, Runner, planned_rows, read_states
+from training.compare_pool import Done, Said, WorkerPool
 from training.compare_worker import DataInMemory, Task, code_sha256, work
 from training.data import pools
 from training.data.dataset import split_files
 from training.data.fit_encoder import fit_encoder
 from training.data.synthetic import simulate
 from training.recipes import row_config
+from training.report_numbers import why_not_timed
 from training.report_page import Paragraph
 from training.report_sections import mixed_code
+from training.search import Search
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +166,61 @@ def test_without_the_hash_it_would_be_taken_over(world: Path, tmp_path: Path, mo
     """The twin."""
     monkeypatch.setattr(compare_worker, "code_sha256", lambda: "0" * 64)
     assert tried_before(world, tmp_path / "b", "0" * 64) is not None
+
+
+# A timing that fails is told in the report, not only on the screen.
+
+
+class Pool(WorkerPool):
+    """Works nothing off: its only task is over, as given."""
+
+    def __init__(self, failure: str | None) -> None:
+        self.failure = failure
+
+    def add(self, task: Any) -> None:
+        self.task = task
+
+    def events(self) -> Iterator[Done | Said]:
+        if self.failure is None:
+            self.task.folder.write_text(json.dumps({"rows": {"din": {"median_ms": 1.5}}}))
+        yield Done(self.task, None, self.failure, "Traceback")
+
+
+class Nobody:
+    def planned(self, n_tasks: int) -> None: ...
+
+    def says(self, worker: int, row: str, name: str, text: str) -> None: ...
+
+    def done(self, row: str, name: str, text: str) -> None: ...
+
+
+def timed(planned: Comparison, failure: str | None) -> str | None:
+    """What the report says of latencies after a timing that ended so."""
+    (row,) = planned_rows(planned)
+    state = RowState(row, Search((0.1,), 1), runs={"seed-1": {}})
+    Runner(planned, {"din": state}, Pool(failure), Nobody()).time()
+    path = planned.out / "timing.json"
+    known = json.loads(path.read_text())["rows"] if path.is_file() else {}
+    latency = {"latency_ms": known["din"]["median_ms"]} if "din" in known else {}
+    return why_not_timed(planned.out, {"din": {"title": "DIN", "numbers": {}, "n_levels": None, **latency}})
+
+
+def test_a_timing_that_failed_is_in_the_report_until_one_succeeds(planned: Comparison) -> None:
+    before = why_not_timed(planned.out, {"din": {"title": "DIN", "numbers": {}, "n_levels": None}})
+    assert str(before).startswith("the graphs were not timed yet")
+    assert timed(planned, "RuntimeError: no space left") == "timing failed: RuntimeError: no space left"
+    assert "Traceback" in (planned.out / "timing_failed.txt").read_text()
+    assert timed(planned, None) is None
+    assert not (planned.out / "timing_failed.txt").exists()
+    later = {"din": {"title": "DIN", "numbers": {}, "n_levels": None}}
+    assert str(why_not_timed(planned.out, later)).startswith("not timed: DIN;")
+    assert why_not_timed(planned.out, {"n": {"title": "n = 4", "numbers": {}, "n_levels": 4}}) is None
+
+
+def test_without_the_file_the_failure_would_not_be_told(planned: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    monkeypatch.setattr(compare_module, "keep_failure_of_timing", lambda _out, _event: None)
+    assert "no space left" not in str(timed(planned, "RuntimeError: no space left"))
 
 
 def said(*codes: list[str]) -> list[str]:
