@@ -1,7 +1,8 @@
 """DAIAN's Fig. 6 with intervals: what a row gains over DIN in GAUC per user, by the intent diversity of users.
 
 Called by `training.report_numbers`; works on the kept test scores, so runs of older programs have it too. Every
-resample draws users and seeds (`training.report_seeds`). Users of whom the training days do not tell are in no group.
+resample draws users and seeds (`training.report_seeds`). Users of whom the training days do not tell are "unknown", and
+in no slope.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from training.split_facts import Items, TrainingDays, read_training_days
 
 OVER_BASE = "over_base_by_diversity"  # where a row keeps what is made here
 GROUPS = (*(str(n) for n in range(HIGHEST_DIVERSITY)), f"{HIGHEST_DIVERSITY}+")
+_UNKNOWN = -1  # as the training days have it
 _X = np.arange(len(GROUPS), dtype=np.float64)
 
 
@@ -62,8 +64,12 @@ def gains_by_diversity(
             [of(found) for found in one], [of(found) for found in two], resampling=resampling
         )._asdict()
 
-    there = [group for group in range(len(GROUPS)) if (one[0].group == group).any()]
-    groups = {GROUPS[group]: gain(partial(gauc_of_group, group=group)) for group in there}
+    named = {**dict(enumerate(GROUPS)), _UNKNOWN: "unknown"}
+    groups = {
+        name: gain(partial(gauc_of_group, group=group))
+        for group, name in named.items()
+        if (one[0].group == group).any()
+    }
     return {"groups": groups, "slope": gain(slope)}
 
 
@@ -72,7 +78,7 @@ def user_aucs(scored: Scored, training: TrainingDays) -> UserAucs:
     values, sizes, users = group_aucs(scored.logits, scored.clicks, scored.user)
     place = training.place(users)
     known = np.minimum(training.diversity[place], HIGHEST_DIVERSITY) if len(training.users) else place
-    group = np.where(place < 0, -1, known).astype(np.int64)
+    group = np.where(place < 0, _UNKNOWN, known).astype(np.int64)
     return UserAucs(values.astype(np.float64), sizes.astype(np.float64), group, users)
 
 

@@ -48,8 +48,8 @@ def diversity(found: Numbers) -> Iterator[Block]:
     slopes = ("by each further category", "", *(gain(row[OVER_BASE]["slope"]) for row in rows.values()))
     yield Table(("leaf categories besides the trigger's", "candidates", *gains), (*cells, slopes))
     yield Paragraph(
-        "95 % intervals over users and seeds. The last line: the slope of users' gains, weighted by impressions. Users "
-        "of whom the last week tells nothing are in no group."
+        "95 % intervals over users and seeds. The last line: the slope of users' gains, weighted by impressions, "
+        "without those of whom the last week tells nothing (unknown)."
     )
 
 

@@ -71,8 +71,8 @@ def test_groups_are_of_users_and_weighted_by_impressions() -> None:
 def test_a_gain_that_grows_has_a_slope_above_zero_and_one_that_does_not_has_none() -> None:
     base = [ranker(FLAT, noise) for noise in (11, 12, 13)]
     grows = gains_by_diversity([ranker(GROWING, noise) for noise in (21, 22, 23)], base, DAYS, QUICK)
-    assert list(grows["groups"]) == ["0", "1", "2", "7+"]
-    assert set(grows["groups"]) < set(GROUPS)
+    assert list(grows["groups"]) == ["0", "1", "2", "7+", "unknown"]
+    assert set(grows["groups"]) - {"unknown"} < set(GROUPS)
     assert grows["slope"]["low"] > 0
     assert grows["groups"]["7+"]["low"] > 0.1
     assert grows["groups"]["0"]["low"] < 0 < grows["groups"]["0"]["high"]
