@@ -12,7 +12,7 @@ import threading
 
 # New containers before the collector looks at the young ones; how often it then looks at the middle and the old ones.
 COLLECT_AFTER = (10_000, 20, 100)
-WORKERS_STAND_BACK = 5
+ON_ONE_CORE, ON_MORE = 5, 1  # how far workers stand behind the event loop, in steps of `nice`
 
 
 def calm_the_collector() -> None:
@@ -26,7 +26,7 @@ def calm_the_collector() -> None:
 
 
 def stand_behind_the_loop() -> None:
-    """This thread gives way to the event loop where both want one core.
+    """This thread gives way to the event loop, by `steps_back`.
 
     Only Linux has priorities for threads, and a sandbox may forbid them: then it stands beside the loop.
     """
@@ -34,4 +34,13 @@ def stand_behind_the_loop() -> None:
         return
     with contextlib.suppress(OSError):
         of_process = os.getpriority(os.PRIO_PROCESS, os.getpid())
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, of_process + WORKERS_STAND_BACK))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, of_process + steps_back()))
+
+
+def steps_back() -> int:
+    """Five on one core, where loop and workers take turns; one on more.
+
+    The scheduler shares cores out by weight: workers of little weight beside a loop of much are put on one core
+    together, and half of the other stands idle.
+    """
+    return ON_ONE_CORE if len(os.sched_getaffinity(0)) == 1 else ON_MORE

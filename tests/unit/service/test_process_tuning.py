@@ -13,7 +13,7 @@ from service.admission import Admission
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
 from service.metrics import Metrics
-from service.process_tuning import COLLECT_AFTER, WORKERS_STAND_BACK
+from service.process_tuning import COLLECT_AFTER, ON_MORE, ON_ONE_CORE, steps_back
 from service.retriever import prepare_worker
 from service.settings import Settings
 from tests.asgi_client import opened
@@ -55,8 +55,18 @@ def test_workers_give_way_to_the_loop() -> None:
     of_worker = asyncio.run(admission.run(own_priority, Deadline.after_ms(1000)))
     admission.close()
     has_priorities = sys.platform == "linux"
-    assert of_worker == (min(19, before + WORKERS_STAND_BACK) if has_priorities else before)
+    assert of_worker == (min(19, before + steps_back()) if has_priorities else before)
     assert own_priority() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+@pytest.mark.parametrize(("cores", "back"), [({0}, ON_ONE_CORE), ({0, 1}, ON_MORE), (set(range(64)), ON_MORE)])
+def test_they_stand_far_back_only_where_there_is_one_core(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], back: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert steps_back() == back
+    assert ON_ONE_CORE > ON_MORE > 0
 
 
 def test_a_sandbox_that_forbids_priorities_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
