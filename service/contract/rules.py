@@ -62,14 +62,16 @@ class SimilarityScale:
                 f"similarity range [{self.low}, {self.high}] in {self.n_levels} levels: need low < high, >= 2"
             )
 
-    @cached_property
+    @property
     def edges(self) -> Float32[np.ndarray, " S1"]:
         """The S + 1 edges, ascending. Models compare with the inner ones: the same float32 numbers everywhere."""
-        edges = np.linspace(self.low, self.high, self.n_levels + 1).astype(np.float32)
-        edges.flags.writeable = False
-        return edges
+        return self._edges.copy()
+
+    @cached_property
+    def _edges(self) -> Float32[np.ndarray, " S1"]:
+        return np.linspace(self.low, self.high, self.n_levels + 1).astype(np.float32)
 
     def level(self, similarity: Float32[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
         """1..S, a value on an edge belongs to the level above; 0 where there is no vector to compare."""
-        levels = 1 + np.searchsorted(self.edges[1:-1], similarity, side="right")
+        levels = 1 + np.searchsorted(self._edges[1:-1], similarity, side="right")
         return np.where(similarity == np.float32(MISSING), np.int64(0), levels)
