@@ -242,14 +242,14 @@ def open_index(bundle: Bundle, encoder: Encoder) -> faiss.Index | None:
 
 
 def _check_recall(bundle: Bundle) -> None:
-    """A manifest that says nothing of recall is of another exporter and passes."""
+    """A manifest that says nothing of recall passes; what it says is a share, for `manifest.py` has looked."""
     about = bundle.manifest.get("index")
     if not isinstance(about, Mapping) or about.get("low_recall_allowed"):
         return
-    recall = about.get("recall", 1.0)
-    if not isinstance(recall, float | int) or not recall >= LEAST_RECALL:
+    recall = float(about.get("recall", 1.0))
+    if recall < LEAST_RECALL:
         raise BundleError(
-            f"{bundle.path / INDEX} finds {recall!r:.6} of the nearest items, need {LEAST_RECALL}: export again, with "
+            f"{bundle.path / INDEX} finds {recall:.3f} of the nearest items, need {LEAST_RECALL}: export again, with "
             "--allow-low-recall if that is wanted"
         )
 
