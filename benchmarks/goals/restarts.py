@@ -17,7 +17,7 @@ from benchmarks.goals.outcome import Check, Outcome, all_200, at_most, none_of, 
 from benchmarks.goals.overload import patient_stream
 from service.contract.bundle import point_to, read_bundle
 from tests.chaos.open_loop import LoadClient, Sent, load_client, open_loop, post
-from tests.chaos.service_process import ServiceProcess, free_port, launch, status_of
+from tests.chaos.service_process import ServiceProcess, end_orphan, free_port, launch, status_of
 from tests.small_bundle import write_small_bundle
 
 PER_S = 120.0  # light requests: what counts is whether they are answered
@@ -116,6 +116,7 @@ def workers_killed(lab: Lab) -> Outcome:
                 n_before, n_begun = client.n_in_flight, client.n_begun
                 replacing = asyncio.ensure_future(replaced(service, pid, signal.SIGKILL))
                 await ended(pid)
+                await asyncio.sleep(0.01)  # until this loop has seen it, requests are still sent to the dead one
                 killed.n_in_flight += n_before + client.n_begun - n_begun
                 killed.seconds_to_full.append(await replacing)
 
@@ -164,7 +165,8 @@ def bad_start(lab: Lab) -> tuple[int, int]:
         {"case": "wrong", "request": wrong_request(lab), "logits": [9.0], "intent": None}
     ]
     write_small_bundle(root, golden=golden)
-    process = launch(root, lab.folder / "g17-bad-run", lab.cores()[:1], DAIAN_PORT=str(port), **lab.settings)
+    folder = lab.folder / "g17-bad-run"
+    process = launch(root, folder, lab.cores()[:1], DAIAN_PORT=str(port), **lab.settings)
     n_asked = n_ready = 0
     try:
         while process.poll() is None and n_asked < 3_000:
@@ -174,6 +176,7 @@ def bad_start(lab: Lab) -> tuple[int, int]:
     finally:
         process.kill()
         process.wait()
+        end_orphan(folder / "store")
     return n_asked, n_ready
 
 

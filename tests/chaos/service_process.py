@@ -5,6 +5,8 @@ processes that were started here are ever signalled. Output goes to a file, neve
 """
 
 import contextlib
+import fcntl
+import http.client
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S = 120.0
+_given_ports: set[int] = set()
 
 
 @dataclass
@@ -87,13 +90,18 @@ def status_of(url: str) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return int(error.code)
-    except OSError:
+    except (OSError, http.client.HTTPException):  # among them half an answer of one that is being ended
         return 0
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    """A port that is free now, and that no call before got: who asks for two must not get one of them twice."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = int(found.getsockname()[1])
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 def launch(
@@ -139,6 +147,19 @@ def service_process(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
+        end_orphan(folder / "store")
+
+
+def end_orphan(store: Path) -> None:
+    """Ends the embedded store on this folder, if the service that it belonged to was killed and could not.
+
+    A store that has an owner is left alone: its lock is held.
+    """
+    with contextlib.suppress(OSError, ValueError), (store / "owner.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pid = int((store / "server.pid").read_text())
+        if Path(f"/proc/{pid}/cwd").resolve() == store.resolve():
+            os.kill(pid, signal.SIGKILL)
 
 
 def errors_in(log: Path) -> list[str]:

@@ -17,10 +17,18 @@ import httpx
 import pytest
 
 from service.contract.bundle import Bundle, point_to, read_bundle
+from tests.chaos.service_process import end_orphan, free_port
 from tests.small_bundle import item_ids, write_small_bundle
 
 pytestmark = pytest.mark.e2e
-START_S = 60
+START_S = 120
+PATIENT_MS = 20_000  # for rankings: what is asked is what is in them, not how busy this machine is
+# The machine may do other things: neither a ranking nor its look at the store is to end for that.
+PATIENT = {
+    "DAIAN_DEADLINE_MS": str(PATIENT_MS), "DAIAN_MAX_DEADLINE_MS": str(PATIENT_MS),
+    "DAIAN_REDIS_READ_BUDGET_MS": "1000", "DAIAN_REDIS_POOL_WAIT_MS": "1000", "DAIAN_REDIS_TIMEOUT_MS": "5000",
+    "DAIAN_RECEIVE_TIMEOUT_S": "30",
+}  # fmt: skip
 
 
 @dataclass
@@ -31,14 +39,14 @@ class Served:
     client: httpx.Client
 
     def rank(self, **body: object) -> httpx.Response:
-        return self.client.post("/rank", json={"deadline_ms": 2000, **body})
+        return self.client.post("/rank", json={"deadline_ms": PATIENT_MS, **body})
 
 
 def environment_of(**settings: str) -> dict[str, str]:
-    """Ours without any setting of a running shop, and a free port."""
+    """Ours without any setting of a running shop, a free port, and all the time that a busy machine may need."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("DAIAN_")}
     ours = {"DAIAN_PORT": "0", "DAIAN_DRAIN_S": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return own | ours | settings
+    return own | ours | PATIENT | settings
 
 
 @contextmanager
@@ -54,13 +62,18 @@ def serving(bundle: Bundle | Path, folder: Path, **settings: str) -> Iterator[Se
             [sys.executable, "-c", code], env=environment_of(**settings), stdout=output, text=True, cwd=os.getcwd()
         )
     try:
-        with httpx.Client(base_url=_address(process, log), timeout=20) as client:
+        with httpx.Client(base_url=_address(process, log), timeout=60) as client:
             _wait_until_ready(client)
             yield Served(process, client)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+            end_orphan(folder / "store")
 
 
 def _address(process: "subprocess.Popen[str]", log: Path) -> str:
@@ -148,7 +161,7 @@ def test_the_server_does_not_say_what_it_is(served: Served) -> None:
 def test_what_was_ranked_is_in_the_log(served: Served, tmp_path_factory: pytest.TempPathFactory) -> None:
     answer = served.rank(user="u-log", trigger="i0", candidates=["i3", "i5"], request_id="wanted").json()
     file = next(tmp_path_factory.getbasetemp().glob("serving*/ranked.ndjson"))
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while True:
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         found = [row for row in rows if row["request_id"] == "wanted"]
@@ -159,14 +172,18 @@ def test_what_was_ranked_is_in_the_log(served: Served, tmp_path_factory: pytest.
     assert found[0]["candidates"] == [item["id"] for item in answer["items"]]
 
 
+DRAIN_S = 5.0
+
+
 def test_d3_sigterm_drains_first_and_exits_with_0(bundle: Bundle, tmp_path: Path) -> None:
-    with serving(bundle, tmp_path) as found:
+    with serving(bundle, tmp_path, DAIAN_DRAIN_S=str(DRAIN_S)) as found:
         found.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert found.client.get("/readyz").json()["code"] == "draining"
+        while (ready := found.client.get("/readyz")).status_code == 200:
+            time.sleep(0.02)
+        assert ready.json()["code"] == "draining"
         answer = found.rank(trigger="i0")
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-        found.process.communicate(timeout=20)
+        found.process.communicate(timeout=60)
         assert found.process.returncode == 0
 
 
@@ -174,9 +191,11 @@ def test_d3_without_the_drain_the_door_is_shut_at_once(bundle: Bundle, tmp_path:
     with serving(bundle, tmp_path, DAIAN_DRAIN_S="0") as found:
         found.client.close()
         found.process.send_signal(signal.SIGTERM)
-        time.sleep(0.6)
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{found.client.base_url}/readyz", timeout=2)
+        signalled_s = time.monotonic()
+        with suppress(httpx.TransportError):
+            while True:
+                httpx.get(f"{found.client.base_url}/readyz", timeout=30)
+        assert time.monotonic() - signalled_s < DRAIN_S
 
 
 STALLED = b"content-length: 50\r\n\r\n{"
@@ -186,8 +205,8 @@ def stopped_after_s(found: Served, limit_s: float) -> float | None:
     """Seconds from SIGTERM to the end, with a body under way that never comes; None when it takes longer than that."""
     address = (found.client.base_url.host, found.client.base_url.port or 80)
     with socket.create_connection(address, timeout=60) as stalled:
-        stalled.sendall(HEAD + STALLED)
-        time.sleep(0.3)
+        stalled.sendall(HEAD + b"expect: 100-continue\r\n" + STALLED)
+        assert stalled.recv(1024).startswith(b"HTTP/1.1 100 ")  # it waits for the rest
         started_s = time.monotonic()
         found.process.send_signal(signal.SIGTERM)
         try:
@@ -200,7 +219,7 @@ def stopped_after_s(found: Served, limit_s: float) -> float | None:
 def test_d3_a_stalled_body_does_not_hold_the_process(bundle: Bundle, tmp_path: Path) -> None:
     patient = {"DAIAN_RECEIVE_TIMEOUT_S": "60", "DAIAN_DRAIN_S": "0.5", "DAIAN_GRACE_S": "1"}
     with serving(bundle, tmp_path, **patient) as found:
-        assert stopped_after_s(found, 20) is not None
+        assert stopped_after_s(found, 40) is not None
         assert found.process.returncode == 0
 
 
@@ -222,10 +241,12 @@ def test_c7_sighup_reaches_every_worker_and_the_pointer_is_followed(tmp_path: Pa
     settings = {"DAIAN_WORKERS": "2", "DAIAN_BUNDLE_POLL_S": "0"}
     with serving(root, tmp_path, **settings) as found:
         point_to(root, read_bundle(root / "daian/v2"))
-        found.process.send_signal(signal.SIGHUP)
-        until = time.monotonic() + START_S
+        until, signalled_s = time.monotonic() + START_S, float("-inf")
         while {versions_of(found) for _ in range(12)} != {"daian@v2"}:
             assert time.monotonic() < until, "a worker stayed with the old bundle"
+            if time.monotonic() - signalled_s > 10:  # again: a worker that was still starting is not signalled
+                found.process.send_signal(signal.SIGHUP)
+                signalled_s = time.monotonic()
             time.sleep(0.3)
         assert found.process.poll() is None
 
@@ -233,8 +254,7 @@ def test_c7_sighup_reaches_every_worker_and_the_pointer_is_followed(tmp_path: Pa
 def test_the_admin_port_swaps_and_the_public_port_does_not(tmp_path: Path) -> None:
     write_small_bundle(tmp_path / "bundles", version="v1")
     root = write_small_bundle(tmp_path / "bundles", version="v2").path.parent.parent
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"DAIAN_ADMIN_PORT": str(port), "DAIAN_BUNDLE_POLL_S": "0"}
     with serving(root, tmp_path, **settings) as found:
         admin, call = f"http://127.0.0.1:{port}", "/v1/admin/models/daian:rollback"
@@ -249,20 +269,19 @@ def test_the_admin_port_swaps_and_the_public_port_does_not(tmp_path: Path) -> No
 def test_two_workers_share_one_port_and_their_counters(bundle: Bundle, tmp_path: Path) -> None:
     with serving(bundle, tmp_path, DAIAN_WORKERS="2") as found:
         for _ in range(20):
-            assert httpx.post(f"{found.client.base_url}/rank", json={"trigger": "i0"}, timeout=20).status_code == 200
+            assert httpx.post(f"{found.client.base_url}/rank", json={"trigger": "i0"}, timeout=60).status_code == 200
         text = found.client.get("/metrics").text
         counts = re.findall(r'daian_requests_total\{route="/v1/rank",status="200".*\} (\d+)', text)
         assert sum(map(float, counts)) == 20
 
 
-def raw(found: Served, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """What a bare socket gets back until the server closes or falls silent for three seconds."""
+def raw(found: Served, *parts: bytes, silent_s: float = 20.0) -> bytes:
+    """What a bare socket gets back until the server closes or falls silent for so long."""
     url = found.client.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=3) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=silent_s) as connection:
         with suppress(OSError):
             for part in parts:
                 connection.sendall(part)
-                time.sleep(pause_s)
         answer = b""
         with suppress(OSError):
             while piece := connection.recv(65536):
@@ -280,7 +299,7 @@ def test_b10_giant_headers_are_431(served: Served, n_bytes: int) -> None:
 
 def test_b10_a_large_body_behind_small_headers_is_no_header(served: Served) -> None:
     ids = ",".join(f'"{n:0100d}"' for n in range(900)).encode()
-    body = b'{"trigger": "i0", "deadline_ms": 2000, "candidates": [' + ids + b"]}"
+    body = b'{"trigger": "i0", "candidates": [' + ids + b"]}"
     head = HEAD + b"connection: close\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n"
     assert raw(served, head + body).startswith(b"HTTP/1.1 200 ")
 
@@ -291,7 +310,7 @@ def test_b9_a_socket_that_says_nothing_or_half_is_closed(bundle: Bundle, tmp_pat
         for parts in ([], [HEAD], [HEAD + b"content-length: 10\r\n\r\n", b"{"], [half_behind_a_whole]):
             started_s = time.monotonic()
             raw(found, *parts)
-            assert time.monotonic() - started_s < 2.5
+            assert time.monotonic() - started_s < 10  # the client would wait for twice as long
         assert found.rank(trigger="i0").status_code == 200
 
 
@@ -299,7 +318,7 @@ def test_b9_and_b10_with_loose_guards_the_same_bytes_pass(bundle: Bundle, tmp_pa
     loose = {"DAIAN_RECEIVE_TIMEOUT_S": "60", "DAIAN_MAX_HEADER_BYTES": "1000000"}
     with serving(bundle, tmp_path, **loose) as found:
         started_s = time.monotonic()
-        raw(found, HEAD)
+        raw(found, HEAD, silent_s=3)
         assert time.monotonic() - started_s >= 2.5  # the client gave up first
         body = b"connection: close\r\ncontent-length: 17\r\n\r\n" + b'{"trigger": "i0"}'
         assert raw(found, HEAD + b"x-big: " + b"a" * 20_000 + b"\r\n" + body).startswith(b"HTTP/1.1 200 ")
@@ -309,7 +328,7 @@ def test_b9_one_address_may_not_take_all_connections(bundle: Bundle, tmp_path: P
     with serving(bundle, tmp_path, DAIAN_MAX_CONNECTIONS_PER_PEER="4") as found, ExitStack() as stack:
         address = (found.client.base_url.host, found.client.base_url.port or 80)
         for _ in range(3):  # the client of the fixture holds one
-            stack.enter_context(socket.create_connection(address, timeout=3))
+            stack.enter_context(socket.create_connection(address, timeout=20))
         time.sleep(0.2)
         assert raw(found, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n") == b""
         assert found.client.get("/livez").status_code == 200
@@ -319,7 +338,7 @@ def test_b9_bodies_that_never_come_keep_nobody_out(served: Served) -> None:
     address = (served.client.base_url.host, served.client.base_url.port or 80)
     with ExitStack() as stack:
         for _ in range(200):
-            stalled = stack.enter_context(socket.create_connection(address, timeout=3))
+            stalled = stack.enter_context(socket.create_connection(address, timeout=20))
             stalled.sendall(HEAD + b"content-length: 50\r\n\r\n{")
         time.sleep(0.2)
         assert {served.rank(trigger="i0").status_code for _ in range(20)} == {200}
