@@ -1,4 +1,5 @@
-"""The time rules of the Alimama preparation: what was strictly before what. Called by `prepare_alimama` alone.
+"""The time rules of the Alimama preparation: what was strictly before what. Called by `prepare_alimama`, and by
+`prepare_movielens` for whom a film is an ad and a rating an impression.
 
 Triggers, requests and behaviours of the impressions of one part, and counts of its behaviour log, all by sorted numbers
 that pack (user, time). Nothing here reads a file or knows of splits but the borders that a request may not cross.

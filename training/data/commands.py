@@ -1,4 +1,5 @@
-"""The data verbs of `daian`: `data prepare logs|wikispeedia|alimama`, `data simulate|check|stats|join` and `embed`.
+"""The data verbs of `daian`: `data prepare logs|wikispeedia|alimama|movielens`, `data simulate|check|stats|join`,
+and `embed`.
 
 Registered by `training/commands.py`. Nothing heavy is imported before a verb runs: `daian --help` stays quick.
 """
@@ -22,6 +23,7 @@ def register_data(app: App) -> None:
     prepare.command(prepare_logs, name="logs")
     prepare.command(prepare_wikispeedia, name="wikispeedia")
     prepare.command(prepare_alimama, name="alimama")
+    prepare.command(prepare_movielens, name="movielens")
     data.command(prepare)
     for verb in (simulate, check, stats, join):
         data.command(verb)
@@ -150,6 +152,35 @@ def prepare_alimama(
         validation_share=validation_share,
         overwrite=overwrite,
     )
+    _show(dataset, out, as_json)
+
+
+def prepare_movielens(
+    source: Path,
+    *,
+    out: Path,
+    encoder: str = "auto",
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare MovieLens-100k: a rating of 4 or 5 is a click, the last one within four hours the trigger. For plumbing.
+
+    Parameters
+    ----------
+    source
+        The folder with RecBole's ml-100k.inter, ml-100k.item and ml-100k.user.
+    out
+        The folder to make.
+    encoder
+        Encodes titles and genres; as for `daian embed`.
+    overwrite
+        Replace a prepared folder that is there already.
+    as_json
+        Print the report as JSON.
+    """
+    from training.data import prepare_movielens as movielens
+
+    dataset = movielens.prepare_movielens(source, out, encoder, overwrite=overwrite)
     _show(dataset, out, as_json)
 
 

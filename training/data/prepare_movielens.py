@@ -1,0 +1,212 @@
+"""`daian data prepare movielens`: the ratings of MovieLens-100k, as RecBole packs them -> a prepared data set.
+
+The files log ratings, not pages below a trigger. A rating of 4 or 5 stands for a click and a lower one for an
+impression without one: a declared deviation, since people rate what they chose to see. The trigger of a rating is made
+by DIHN's rule (section 4.1 there), by the same code as Alimama's: the user's latest click strictly before it and at
+most 4 hours old, of several at that time the one on the largest film id; ratings without one are left out.
+
+- A request is a user's ratings at one time: people rated films by the page, so half of the requests hold several.
+- Behaviours are the user's clicks strictly before the request. The trigger click is kept in the file and dropped by the
+  history rules (`opening_window_s` is the 4 hours here), so that trainer and service drop it alike.
+- The last tenth of the ratings that are left is the test, the tenth before it the validation, cut at a whole minute.
+
+Called by the command line; reads through `movielens_files`, writes through `PreparedWriter`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int8, Int64, Shaped
+
+from service.contract.requests import RequestBatch
+from service.contract.rules import HistoryRules
+from service.contract.schema import FeatureSchema, Field
+from training.data.alimama_files import Part
+from training.data.alimama_rules import (
+    TRIGGER_WINDOW_S,
+    Impressions,
+    behaviours_before,
+    ranges,
+    request_starts,
+    triggers,
+)
+from training.data.content_encoders import AUTO, ContentEncoder
+from training.data.dataset import SPLITS, Dataset, Items, PreparedWriter, Split
+from training.data.embed import Vectors, embed, open_vectors
+from training.data.errors import DataError
+from training.data.mapping import SplitRule
+from training.data.movielens_files import RATINGS, Film, People, Ratings, read_films, read_people, read_ratings
+from training.data.prepare_logs import Cuts, split_times
+
+CITATION = "Harper & Konstan, ACM TiiS 2015 (GroupLens); not to be redistributed"
+DEVIATION = "ratings stand for impressions: 4 and 5 are clicks, 1 to 3 are impressions without one"
+CLICK_FROM = 4.0
+MAX_BEHAVIOURS = 1_000  # what the longest history rule searches
+WRITE_REQUESTS = 4_096
+
+
+def prepare_movielens(
+    source: Path,
+    out: Path,
+    encoder: str | ContentEncoder = AUTO,
+    *,
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> Dataset:
+    """Prepares RecBole's `ml-100k.inter`, `.item` and `.user` in `source` as a data set in `out`; returns it.
+
+    Vectors of the films are kept beside it, in `<out>.vectors`, and made again only when text or encoder changed.
+    Raises DataError naming file, line and column, or the file whose ratings leave no request or no split.
+    """
+    films, people = read_films(source), read_people(source)
+    ratings = read_ratings(source, films, people)
+    requests = _Requests.of(impressions_of(ratings), people)
+    if not len(requests.starts):
+        raise DataError(
+            f"{source / RATINGS}: no rating comes within 4 hours after one of {CLICK_FROM:.0f} or more by its user, "
+            "so none has a trigger; nothing was written. Are the times those of the public file?"
+        )
+    cuts = requests.cuts()
+    vectors = _embed_films(films, out.with_name(f"{out.name}.vectors"), encoder, show_progress)
+    dataset = Dataset("movielens", schema_of(), HistoryRules(opening_window_s=TRIGGER_WINDOW_S))
+    with PreparedWriter(out, dataset, _items(films, vectors), overwrite) as writer:
+        for split, some in _groups(cuts.split_of(requests.at_ms)):
+            writer.write(split, *requests.batch(some))
+        writer.note("ratings", len(ratings.user))
+        writer.note("ratings_repeated", requests.impressions.n_repeated)
+        writer.note("ratings_without_trigger", len(requests.impressions.user) - len(requests.shown.user))
+        writer.note("samples", len(requests.shown.user))
+        writer.note("users_with_samples", len(np.unique(requests.shown.user)))
+        writer.note("films_without_year", sum(film.year is None for film in films.values()))
+        writer.note("source", f"MovieLens-100k ({CITATION})")
+        writer.note("deviation", DEVIATION)
+        writer.note("vectors", {key: vectors.meta[key] for key in ("encoder", "dimensions", "notes")})
+    return writer.dataset
+
+
+def schema_of() -> FeatureSchema:
+    """The fields of the data set. `genre` is the first that the file names, in its own order; `genres` are all."""
+    return FeatureSchema(
+        user=(
+            Field("user", "user", "id", min_count=2),
+            Field("age", "user", "category"),
+            Field("gender", "user", "category"),
+            Field("occupation", "user", "category"),
+        ),
+        context=(),
+        item=(
+            Field("item", "item", "id"),
+            Field("genre", "item", "category"),
+            Field("genres", "item", "category"),
+            Field("year", "item", "number"),
+        ),
+        leaf_category="genres",
+    )
+
+
+def impressions_of(ratings: Ratings) -> Impressions:
+    """Ratings as Alimama's rules read them: a film is an ad, a rating of 4 or more a click, there are no positions."""
+    position = np.full(len(ratings.user), "", dtype=object)
+    clicked = (ratings.rating >= CLICK_FROM).astype(np.int64)
+    return Impressions.of(Part(ratings.user, ratings.at_s, ratings.film, position, clicked))
+
+
+def film_text(film: Film) -> str | None:
+    """What the encoder reads: `Toy Story. Animation, Children's, Comedy`; None for a film of which nothing is known."""
+    return ". ".join(part for part in (film.title, ", ".join(film.genres)) if part) or None
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """All requests; request r shows `shown[starts[r]:starts[r + 1]]`."""
+
+    impressions: Impressions
+    shown: Impressions
+    trigger: Int64[np.ndarray, " N"]  # place among `impressions`
+    starts: Int64[np.ndarray, " R"]
+    people: People
+
+    @classmethod
+    def of(cls, impressions: Impressions, people: People) -> "_Requests":
+        trigger = triggers(impressions)
+        kept = np.flatnonzero(trigger >= 0)
+        shown = impressions.take(kept)
+        return cls(impressions, shown, trigger[kept], request_starts(shown, trigger[kept], "time", ()), people)
+
+    @property
+    def at_ms(self) -> Int64[np.ndarray, " R"]:
+        times: np.ndarray = self.shown.at_s[self.starts] * 1_000
+        return times
+
+    def cuts(self) -> Cuts:
+        """The last tenth of the ratings tests, the tenth before it validates."""
+        minutes, n_ratings = np.unique(self.shown.at_s // 60, return_counts=True)
+        return split_times(Counter(dict(zip(minutes.tolist(), n_ratings.tolist(), strict=True))), SplitRule())
+
+    def batch(self, requests: Int64[np.ndarray, " R"]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
+        first = self.starts[requests]
+        ends = np.append(self.starts, len(self.shown.user))[requests + 1]
+        candidates, candidate_offsets = ranges(first, ends)
+        user, at_s = self.shown.user[first], self.shown.at_s[first]
+        behaviours, behaviour_offsets = behaviours_before(self.impressions, user, at_s, MAX_BEHAVIOURS)
+        batch = RequestBatch(
+            request_id=_objects([f"{u}-{t}" for u, t in zip(user.tolist(), at_s.tolist(), strict=True)]),
+            requested_at=at_s * 1_000,
+            user={"user": _names(user), **self.people.columns(user)},
+            context={},
+            trigger=_names(self.impressions.ad[self.trigger[first]]),
+            behaviour_item=_names(self.impressions.ad[behaviours]),
+            behaviour_at=self.impressions.at_s[behaviours] * 1_000,
+            behaviour_type=np.full(len(behaviours), "click", dtype=object),
+            behaviour_offsets=behaviour_offsets,
+            candidate=_names(self.shown.ad[candidates]),
+            candidate_offsets=candidate_offsets,
+        )
+        return batch, self.shown.clicked[candidates].astype(np.int8)
+
+
+def _groups(split_of: Int64[np.ndarray, " R"]) -> Iterator[tuple[Split, Int64[np.ndarray, " R2"]]]:
+    """Requests of one split together, at most WRITE_REQUESTS of them."""
+    for number, split in enumerate(SPLITS):
+        rows = np.flatnonzero(split_of == number)
+        for start in range(0, len(rows), WRITE_REQUESTS):
+            yield split, rows[start : start + WRITE_REQUESTS]
+
+
+def _items(films: Mapping[int, Film], vectors: Vectors) -> Items:
+    return Items(
+        ids=[str(film) for film in films],
+        fields={
+            "title": [film.title for film in films.values()],  # for people; no field of the schema
+            "genre": [film.genres[0] if film.genres else None for film in films.values()],
+            "genres": [" ".join(film.genres) or None for film in films.values()],
+            "year": [film.year for film in films.values()],
+        },
+        vectors=np.asarray(vectors.vectors),
+    )
+
+
+def _embed_films(
+    films: Mapping[int, Film], folder: Path, encoder: str | ContentEncoder, show_progress: bool
+) -> Vectors:
+    folder.mkdir(parents=True, exist_ok=True)
+    items = folder / "items.ndjson"
+    with items.open("w", encoding="utf-8") as file:
+        for film_id, film in films.items():
+            file.write(json.dumps({"id": str(film_id), "text": film_text(film)}) + "\n")
+    embed(items, folder, encoder, show_progress=show_progress)
+    return open_vectors(folder)
+
+
+def _names(ids: Int64[np.ndarray, " N"]) -> Shaped[np.ndarray, " N"]:
+    return _objects([str(value) for value in ids.tolist()])
+
+
+def _objects(values: list[str]) -> Shaped[np.ndarray, " N"]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
