@@ -275,6 +275,33 @@ def test_two_workers_share_one_port_and_their_counters(bundle: Bundle, tmp_path:
         assert sum(map(float, counts)) == 20
 
 
+def connections_of_workers(found: Served) -> list[int]:
+    """How many connections to the service each worker has open, as the kernel counts them."""
+    port = found.client.base_url.port or 80
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+    counts = []
+    for children in Path(f"/proc/{found.process.pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+            counts.append(sum(link in {f"socket:[{inode}]" for inode in inodes} for link in links))
+    return [count for count in counts if count]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_workers_have_as_many_connections_each(bundle: Bundle, tmp_path: Path) -> None:
+    """A gateway keeps its connections: were they all one worker's, the other core would stand idle for good."""
+    with serving(bundle, tmp_path, DAIAN_WORKERS="2") as found, ExitStack() as clients:
+        url = found.client.base_url
+        until = time.monotonic() + START_S
+        counts: list[int] = []
+        while len(counts) < 2 or min(counts) < 10 or max(counts) - min(counts) > 2:
+            assert time.monotonic() < until, f"connections of the workers: {counts}"
+            clients.enter_context(httpx.Client(base_url=url, timeout=60)).get("/livez")
+            counts = connections_of_workers(found)
+            time.sleep(0.05)  # one worker may still be starting: the other is not to have hundreds by then
+
+
 def raw(found: Served, *parts: bytes, silent_s: float = 20.0) -> bytes:
     """What a bare socket gets back until the server closes or falls silent for so long."""
     url = found.client.base_url

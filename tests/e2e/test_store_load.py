@@ -46,7 +46,7 @@ def settings(server: str) -> StoreSettings:
     client = command_client(server)
     client.flushall()
     client.close()
-    return StoreSettings(server, timeout_ms=5_000, read_budget_ms=1_000)
+    return StoreSettings(server, timeout_ms=10_000, read_budget_ms=5_000, pool_wait_ms=5_000)
 
 
 def row(user: str = "u_1", items: int = 2, **more: object) -> dict[str, object]:
@@ -198,7 +198,7 @@ def test_a_store_that_goes_away_is_waited_for_and_comes_back(tmp_path: Path) -> 
     """Killed hard in the middle; started again within the pauses, nothing is lost and nothing is doubled."""
     store = EmbeddedStore(tmp_path / "store")
     store.start()
-    settings = StoreSettings(store.url, timeout_ms=5_000, read_budget_ms=1_000)
+    settings = StoreSettings(store.url, timeout_ms=10_000, read_budget_ms=5_000, pool_wait_ms=5_000)
     clients = CommandClients(store.url, settings)
     restarted = []
 
@@ -226,11 +226,11 @@ def wait_until_written(url: str) -> None:
 
     Before that a kill may cost what was acknowledged: a write is put off while the disk's sync is under way.
     """
-    client = command_client(url)
+    client = command_client(url, timeout_s=60)
     try:
         pipe = client.pipeline(transaction=False)
         pipe.set("now", time.monotonic_ns())
-        pipe.waitaof(1, 0, 4_000)
+        pipe.waitaof(1, 0, 50_000)
         answers = pipe.execute(raise_on_error=False)
         assert isinstance(answers[1], redis.ResponseError) or answers[1][0] == 1
     finally:
@@ -249,7 +249,7 @@ def load_over_a_lost_tail(
     ours = EmbeddedStore._arguments
     store._arguments = lambda: [*ours(store), *arguments]  # type: ignore[method-assign]
     store.start()
-    settings = StoreSettings(store.url, timeout_ms=5_000, read_budget_ms=1_000)
+    settings = StoreSettings(store.url, timeout_ms=10_000, read_budget_ms=5_000, pool_wait_ms=5_000)
     client, clients = command_client(store.url), CommandClients(store.url, settings)
     file = store.folder / "appendonlydir"
 
@@ -427,7 +427,7 @@ import asyncio, sys, time
 from service.errors import StoreUnavailable
 from service.user_store import BehaviourEvent, RedisUserStore, StoreSettings
 async def main(url, name, now):
-    store, number = RedisUserStore(StoreSettings(url, timeout_ms=2000, keep=1000)), 0
+    store, number = RedisUserStore(StoreSettings(url, timeout_ms=10_000, pool_wait_ms=5_000, keep=1000)), 0
     while True:
         event = BehaviourEvent(f"{name}_{number // 50}", f"i_{number}", "click", now - number)
         try:
@@ -470,7 +470,7 @@ def n_lost_to_kills(folder: Path, n_kills: int) -> tuple[int, int]:
     wanted = {(f"{name}_{n // 50}", f"i_{n}") for name in ("a", "b") for n in range(100 * n_kills)}
     stored = set[tuple[str, object]]()
     for user in {user for user, _ in wanted}:
-        behaviours = inspect_user(StoreSettings(store.url), user)["behaviours"]
+        behaviours = inspect_user(StoreSettings(store.url, timeout_ms=10_000), user)["behaviours"]
         assert isinstance(behaviours, list)
         stored |= {(user, one["item"]) for one in behaviours}
     store.stop()
