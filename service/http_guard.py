@@ -7,9 +7,13 @@ repeats a byte of the input.
 """
 
 import asyncio
+import functools
+import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
 import orjson
@@ -18,6 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
+
+if TYPE_CHECKING:
+    from service.shared_listener import Tally
 
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
@@ -53,9 +60,23 @@ class Guards:
 
 
 class GuardedConfig(uvicorn.Config):
-    """uvicorn's configuration with our guards; travels to the workers as a whole."""
+    """uvicorn's configuration with our guards; travels to the workers as a whole.
+
+    `tally_folder`: where several workers tell each other how many connections they have.
+    """
 
     guards: Guards
+    tally_folder: Path | None = None
+    tally: "Tally | None" = None
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """The event loop of this process: one that shares connections out, where there are several workers."""
+        if self.tally_folder is None or sys.platform == "win32":
+            return super().get_loop_factory()
+        from service.shared_listener import SharingLoop, Tally  # needs uvloop, which Windows has not
+
+        self.tally = Tally(self.tally_folder)
+        return functools.partial(SharingLoop, self.tally)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -73,6 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, GuardedConfig)
         self._guards = config.guards
+        self._tally = config.tally
         self._n_header_bytes = 0
         self._n_body_bytes = 0
         self._n_framing_bytes = 0
@@ -86,6 +108,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         peer = self._peer()
         self._open_by_peer[peer] += 1
+        if self._tally is not None:
+            self._tally.add(1)
         if peer and self._open_by_peer[peer] > self._guards.max_connections_per_peer:
             transport.abort()
             return
@@ -95,6 +119,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forgets the connection and its timers."""
         self._message_arrived()
         self._answer_taken()
+        if self._tally is not None:
+            self._tally.add(-1)
         peer = self._peer()
         self._open_by_peer[peer] -= 1
         if self._open_by_peer[peer] <= 0:

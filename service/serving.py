@@ -114,8 +114,10 @@ def _listen(settings: Settings) -> int:
     sockets.insert(0, listening)
     if settings.workers > 1:
         announce(listening)
-        supervisor = Supervisor(config, sockets=sockets)
-        supervisor.run()
+        with tempfile.TemporaryDirectory(prefix="daian-connections-") as folder:
+            config.tally_folder = Path(folder)
+            supervisor = Supervisor(config, sockets=sockets)
+            supervisor.run()
         return supervisor.exit_code()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the app listens to it
     # uvicorn raises the signal that stopped it once more at its end: an orderly stop exits with 0.
