@@ -170,7 +170,7 @@ def test_films_and_people_have_their_fields(tmp_path: Path) -> None:
     assert raw[2] | {"title": None, "year": None, "genre": None, "genres": None} == raw[2], "unkonwn is no title"
     assert (catalogue.norms[catalogue.rows(["1", "2", "3"])] > 0).tolist() == [True, True, False]
     assert open_dataset(tmp_path / "out").report["films_without_year"] == 2
-    people = {row["user"]["user"]: row["user"] for row in rows}  # type: ignore[index]
+    people: dict[str, dict[str, str]] = {row["user"]["user"]: row["user"] for row in rows}  # type: ignore[index,misc]
     assert people["10"] == {"user": "10", "age": "under 18", "gender": "M", "occupation": "writer"}
     bands = ["18-24", "18-24", "25-34", "25-34", "35-44", "45-49", "50-55", "50-55", "56 and over"]
     assert [people[str(user)]["age"] for user in range(1, 10)] == bands
