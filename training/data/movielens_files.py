@@ -218,6 +218,6 @@ def _band(where: str, text: str) -> str | None:
 
 
 def _in_order(title: str) -> str:
-    """A title as it is said: `Usual Suspects, The` -> `The Usual Suspects`."""
+    """A title as it is said: `Clockwork Orchard, The` -> `The Clockwork Orchard`."""
     name, _, article = title.rpartition(", ")
     return f"{article} {name}" if article in ("The", "A", "An") else title

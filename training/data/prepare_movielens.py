@@ -116,7 +116,7 @@ def impressions_of(ratings: Ratings) -> Impressions:
 
 
 def film_text(film: Film) -> str | None:
-    """What the encoder reads: `Toy Story. Animation, Children's, Comedy`; None for a film of which nothing is known."""
+    """What the encoder reads: `The Clockwork Orchard. Animation, Comedy`; None for a film of which nothing is known."""
     return ". ".join(part for part in (film.title, ", ".join(film.genres)) if part) or None
 
 
