@@ -110,7 +110,7 @@ async def until_killed(service: ServiceProcess, ledger: Ledger) -> None:
 async def found_in(url: str, users: set[str]) -> Counter[Event]:
     """Every behaviour of these users in the store, and how often it is there."""
     store, found = (
-        RedisUserStore(StoreSettings(url, timeout_ms=5_000, read_budget_ms=1_000, keep=KEEP)),
+        RedisUserStore(StoreSettings(url, timeout_ms=10_000, read_budget_ms=10_000, keep=KEEP)),
         Counter[Event](),
     )
     for user in sorted(users):
