@@ -297,9 +297,10 @@ def test_the_command_prepares_and_says_what_the_set_is_not(tmp_path: Path, capsy
     assert "deviation: ratings stand for impressions" in shown
 
 
-@pytest.mark.skipif("DAIAN_TEST_MOVIELENS" not in os.environ, reason="the MovieLens-100k files are not at hand")
-def test_the_real_ratings_have_the_known_numbers(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prepare_movielens(Path(os.environ["DAIAN_TEST_MOVIELENS"]), out, HashedNgrams(), show_progress=False)
-    report = open_dataset(out).report
-    assert (report["ratings"], report["samples"], report["users_with_samples"]) == (100_000, 93_401, 941)
+if "DAIAN_TEST_MOVIELENS" in os.environ:  # a folder with the files: they may not be handed on, so most have none
+
+    def test_the_real_ratings_have_the_known_numbers(tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        prepare_movielens(Path(os.environ["DAIAN_TEST_MOVIELENS"]), out, HashedNgrams(), show_progress=False)
+        report = open_dataset(out).report
+        assert (report["ratings"], report["samples"], report["users_with_samples"]) == (100_000, 93_401, 941)
