@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.goals.lab import SOAK, Lab
@@ -27,11 +27,12 @@ LONGEST_S = 14_400
 
 @dataclass(frozen=True)
 class Suite:
-    """Test files that prove a goal, and what makes them run at full length."""
+    """Test files that prove a goal, what makes them run at full length, and what they are always given."""
 
     goal: str
     paths: tuple[str, ...]
     soak: dict[str, str]
+    always: dict[str, str] = field(default_factory=dict)
 
     def measure(self, lab: Lab) -> Outcome:
         """Runs what there is of it."""
@@ -39,11 +40,13 @@ class Suite:
         if not there:
             return not_measured(f"no suite yet: {', '.join(self.paths)}")
         report = lab.folder / f"{self.goal}.xml"
-        environment = self.soak if lab.sizes == SOAK else {}
+        environment = {**self.always, **(self.soak if lab.sizes == SOAK else {})}
         command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), *there, f"--junitxml={report}",
                    "-o", "junit_family=xunit1",  # the newer family has no properties, and pytest warns, which fails
                    "-p", "no:cacheprovider", "--timeout", str(LONGEST_S)]  # fmt: skip
-        ended = subprocess.run(command, cwd=ROOT, env=_environment(environment), capture_output=True, check=False)
+        ended = subprocess.run(
+            command, cwd=ROOT, env=_environment(environment, lab.sizes == SOAK), capture_output=True, check=False
+        )
         if not report.exists():
             return not_measured(f"the suite did not run (exit {ended.returncode})")
         return read_report(self.goal, report.read_text(), there)
@@ -93,16 +96,21 @@ def _at_most(found: re.Match[str]) -> Check:
     return Check(found["what"], f"{amount} {unit}", f"≤ {limit} {unit}", float(amount) <= float(limit), "time")
 
 
-def _environment(added: dict[str, str]) -> dict[str, str]:
+def _environment(added: dict[str, str], is_long: bool) -> dict[str, str]:
     """A long run tries what no run has tried: a seed of its own, which the suite prints when it finds something."""
-    seed = {"DAIAN_TEST_FUZZ_SEED": str(int(time.time()))} if added else {}
+    seed = {"DAIAN_TEST_FUZZ_SEED": str(int(time.time()))} if is_long else {}
     return {**os.environ, **seed, **added}
 
 
 SUITES = {
     suite.goal: suite
     for suite in (
-        Suite("G5", ("tests/chaos/test_store_modes.py",), {"DAIAN_TEST_FAILOVERS": "20"}),
+        Suite(
+            "G5",
+            ("tests/chaos/test_store_modes.py",),
+            {"DAIAN_TEST_FAILOVERS": "20"},
+            {"DAIAN_TEST_DOWN_AFTER_MS": "500"},
+        ),
         Suite("G6", ("tests/fuzz",), {"DAIAN_TEST_FUZZ_CASES": "1000000"}),
         Suite("G13", ("tests/chaos/test_hostile_bundles.py", "tests/hostile"), {"DAIAN_TEST_MUTANTS": "10000"}),
         Suite("G18", ("tests/e2e/test_erasure.py",), {"DAIAN_TEST_ERASED_USERS": "1000"}),

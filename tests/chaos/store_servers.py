@@ -4,6 +4,7 @@ Started and ended by a test, each in a folder of its own; nothing but these very
 """
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -18,13 +19,16 @@ import redis
 from service.embedded_store import _server_binary
 from service.redis_client import command_client, with_password
 
-DOWN_AFTER_MS = 500
-NODE_TIMEOUT_MS = 1_000
+# Of silence, after which a server counts as dead. Where one is to die, soon, but later than a busy machine may let it
+# wait; `make chaos` asks for less. Where none is, never: an election that nobody wanted would spoil the test.
+DOWN_AFTER_MS = int(os.environ.get("DAIAN_TEST_DOWN_AFTER_MS", "2500"))
+NODE_TIMEOUT_MS = 2_500
+NEVER_MS = 600_000
 
 
 def free_port() -> int:
-    """A port that is free now, and low enough for a cluster's second one (10,000 above)."""
-    for port in range(21_000 + time.monotonic_ns() % 5_000, 32_000):
+    """A port that is free now, and with a cluster's second one (10,000 above) below those that the system gives out."""
+    for port in range(11_000 + time.monotonic_ns() % 5_000, 22_000):
         with (
             contextlib.suppress(OSError),
             socket.create_server(("127.0.0.1", port)),
@@ -82,7 +86,7 @@ def started(folder: Path, *arguments: str, config: str | None = None, password: 
         )  # fmt: skip
     server = Server(port, process, folder, password)
     try:
-        wait_for(lambda: bool(server.ask("PING")), 20)
+        wait_for(lambda: bool(server.ask("PING")), 60)
     except BaseException:
         server.kill()
         raise
@@ -125,19 +129,21 @@ def pair(folder: Path, password: str | None = None) -> Iterator[tuple[Server, Se
         stack.callback(primary.kill)
         replica = started(folder / "b", *data, "--replicaof", f"127.0.0.1 {primary.port}", password=password)
         stack.callback(replica.kill)
-        wait_for(lambda: b"master_link_status:up" in _info(replica, "replication"), 30)
+        wait_for(lambda: b"master_link_status:up" in _info(replica, "replication"), 60)
         yield primary, replica
 
 
 @contextlib.contextmanager
-def sentinels(folder: Path, password: str | None = None, sentinel_password: str | None = None) -> Iterator[Sentinels]:
+def sentinels(
+    folder: Path, password: str | None = None, sentinel_password: str | None = None, down_after_ms: int = NEVER_MS
+) -> Iterator[Sentinels]:
     """Up, with the replica in step, for as long as the block runs. `password`: the servers'."""
     with contextlib.ExitStack() as stack:
         primary, replica = stack.enter_context(pair(folder, password))
         config = (
             f"sentinel monitor users 127.0.0.1 {primary.port} 2\n"
-            f"sentinel down-after-milliseconds users {DOWN_AFTER_MS}\n"
-            "sentinel failover-timeout users 5000\n"
+            f"sentinel down-after-milliseconds users {down_after_ms}\n"
+            "sentinel failover-timeout users 2500\n"  # an election without a winner is held again after twice that
             + (f"sentinel auth-pass users {password}\n" if password else "")
             + (f"sentinel sentinel-pass {sentinel_password}\n" if sentinel_password else "")
         )
@@ -145,19 +151,19 @@ def sentinels(folder: Path, password: str | None = None, sentinel_password: str 
         for number in range(3):
             watchers.append(started(folder / f"s{number}", config=config, password=sentinel_password))
             stack.callback(watchers[-1].kill)
-        wait_for(lambda: all(_knows_all(one) for one in watchers), 30)
+        wait_for(lambda: all(_knows_all(one) for one in watchers), 60)
         yield Sentinels(primary, replica, watchers)
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[list[Server]]:
+def cluster(folder: Path, node_timeout_ms: int = NEVER_MS) -> Iterator[list[Server]]:
     """Three primaries, and a replica of the first as the fourth, all of one mind about who has which slot."""
     servers = list[Server]()
     try:
         for number in range(4):
             servers.append(
                 started(
-                    folder / f"n{number}", "--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS),
+                    folder / f"n{number}", "--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms),
                     "--cluster-require-full-coverage", "no", "--appendonly", "yes", "--save", "",
                     "--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0",
                 )
@@ -167,11 +173,11 @@ def cluster(folder: Path) -> Iterator[list[Server]]:
             servers[number].ask("CLUSTER", "ADDSLOTSRANGE", low, high)
         for other in others:
             other.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
-        wait_for(lambda: all(b"cluster_known_nodes:4" in _state(one) for one in servers), 30)
+        wait_for(lambda: all(b"cluster_known_nodes:4" in _state(one) for one in servers), 60)
         my_id = str(first.ask("CLUSTER", "MYID").decode())
-        wait_for(lambda: bool(servers[3].ask("CLUSTER", "REPLICATE", my_id)), 30)
-        wait_for(lambda: b"master_link_status:up" in _info(servers[3], "replication"), 30)
-        wait_for(lambda: all(b"cluster_state:ok" in _state(one) for one in servers), 30)
+        wait_for(lambda: bool(servers[3].ask("CLUSTER", "REPLICATE", my_id)), 60)
+        wait_for(lambda: b"master_link_status:up" in _info(servers[3], "replication"), 60)
+        wait_for(lambda: all(b"cluster_state:ok" in _state(one) for one in servers), 60)
         yield servers
     finally:
         for server in servers:

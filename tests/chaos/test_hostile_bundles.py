@@ -50,8 +50,8 @@ class Asked:
 
     def ranked_by(self) -> str:
         """The version that answers a ranking."""
-        asked = {"trigger": "i0", "candidates": ["i7", "i9"], "deadline_ms": 2000}
-        answer = httpx.post(f"{self.service.url}/v1/rank", json=asked, timeout=20)
+        asked = {"trigger": "i0", "candidates": ["i7", "i9"], "deadline_ms": 20_000}
+        answer = httpx.post(f"{self.service.url}/v1/rank", json=asked, timeout=60)
         assert (answer.status_code, answer.json()["degraded"]) == (200, [])
         return str(answer.json()["model"]["version"])
 
@@ -60,10 +60,11 @@ class Asked:
 def asking(root: Path, folder: Path, prelude: str = "") -> Iterator[Asked]:
     write_small_bundle(root)
     port = free_port()
-    given = {"DAIAN_ADMIN_PORT": str(port), "DAIAN_BUNDLE_POLL_S": "0", "DAIAN_MAX_DEADLINE_MS": "60000"}
+    given = {"DAIAN_ADMIN_PORT": str(port), "DAIAN_BUNDLE_POLL_S": "0", "DAIAN_MAX_DEADLINE_MS": "60000",
+             "DAIAN_REDIS_READ_BUDGET_MS": "1000", "DAIAN_REDIS_POOL_WAIT_MS": "1000"}  # fmt: skip
     with (
         service_process(root, folder, (), prelude, **given) as service,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as admin,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=200) as admin,
     ):
         yield Asked(service, admin, root, service.workers())
 

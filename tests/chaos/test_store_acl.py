@@ -44,11 +44,11 @@ def settings(server: Server) -> StoreSettings:
     return StoreSettings(
         f"redis://rank:{place}",
         f"redis://events:{place}",
+        10_000,
         5_000,
-        2_000,
-        pool_wait_ms=2_000,
+        pool_wait_ms=5_000,
         wait_replicas=1,
-        wait_ms=2_000,
+        wait_ms=5_000,
     )
 
 

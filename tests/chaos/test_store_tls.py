@@ -139,7 +139,7 @@ def url() -> Iterator[str]:
 def settings_of(folder: Path, port: int) -> StoreSettings:
     ca_file, cert_file, key_file = (str(folder / name) for name in ("ca.pem", "us.pem", "us.key"))
     settings = StoreSettings(f"rediss://127.0.0.1:{port}", ca_file=ca_file, cert_file=cert_file, key_file=key_file)
-    return replace(settings, timeout_ms=5_000, read_budget_ms=4_000, pool_wait_ms=4_000)
+    return replace(settings, timeout_ms=10_000, read_budget_ms=8_000, pool_wait_ms=8_000)
 
 
 def asked(settings: StoreSettings) -> tuple[tuple[str, ...], str]:
@@ -216,18 +216,30 @@ def test_sentinels_and_servers_have_tls_alike_or_each_for_itself(folder: Path, t
     with watched(tmp_path, folder) as (sentinel, front):
         settings = settings_of(folder, 0)
         found = {}
-        for scheme, tls, port, service in (
-            ("rediss", "same", front, "secret"),
-            ("rediss", "off", sentinel.port, "secret"),
-            ("redis", "on", front, "plain"),
-            ("redis", "same", sentinel.port, "plain"),
-            # and what does not fit: TLS to a sentinel without, none to one with, and a primary that wants it
-            ("rediss", "same", sentinel.port, "secret"),
-            ("redis", "same", front, "plain"),
-            ("redis", "on", front, "secret"),
+        for number, (scheme, tls, port, service) in enumerate(
+            (
+                ("rediss", "same", front, "secret"),
+                ("rediss", "off", sentinel.port, "secret"),
+                ("redis", "on", front, "plain"),
+                ("redis", "same", sentinel.port, "plain"),
+                # and what does not fit: TLS to a sentinel without, none to one with, and a primary that wants it
+                ("rediss", "same", sentinel.port, "secret"),
+                ("redis", "same", front, "plain"),
+                ("redis", "on", front, "secret"),
+            )
         ):
             url = f"{scheme}+sentinel://127.0.0.1:{port}/{service}"
-            place = replace(settings, url=url, timeout_ms=1_000, sentinels=SentinelAccess(tls=tls))  # type: ignore[arg-type]
+            # What does not fit is waited for in vain.
+            timeout_ms, read_budget_ms = (
+                (settings.timeout_ms, settings.read_budget_ms) if number < 4 else (1_000, 2_000)
+            )
+            place = replace(
+                settings,
+                url=url,
+                timeout_ms=timeout_ms,
+                read_budget_ms=read_budget_ms,
+                sentinels=SentinelAccess(tls=tls),
+            )  # type: ignore[arg-type]
             if scheme == "rediss" or tls == "on":
                 check_settings(place)
             found[scheme, tls, port == front, service] = asked(place)[0] == ()

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,8 +20,9 @@ from tests.fuzz.live_server import Live, live_server
 from tests.fuzz.verdicts import CANARY, Record, Tally, check_answer
 from tests.fuzz.wire import Talk, head, post, talk
 
-TIMEOUT_S = 0.5
-GOOD_BODY = b'{"trigger": "i0", "candidates": ["i7", "i9"], "deadline_ms": 2000}'
+TIMEOUT_S, PATIENT_S = 0.5, 60.0
+LESS_S = 30.0
+GOOD_BODY = b'{"trigger": "i0", "candidates": ["i7", "i9"], "deadline_ms": 20000}'
 GOOD = post(GOOD_BODY)
 GET = head("GET", "/livez")
 CHUNKED = head("POST", "/v1/rank", "content-type: application/json", "transfer-encoding: chunked")
@@ -28,18 +30,28 @@ CHUNK = f"{len(GOOD_BODY):x}\r\n".encode() + GOOD_BODY + b"\r\n"
 LENGTH = f"content-length: {len(GOOD_BODY)}"
 
 
-def settings(bundle: Bundle, **changed: object) -> Settings:
-    return Settings(bundle_root=bundle.path, receive_timeout_s=TIMEOUT_S, deadline_ms=2000, **changed)  # type: ignore[arg-type]
+def settings(bundle: Bundle, receive_timeout_s: float) -> Settings:
+    return Settings(
+        bundle_root=bundle.path, receive_timeout_s=receive_timeout_s, deadline_ms=20_000, max_deadline_ms=20_000
+    )
 
 
 @pytest.fixture(scope="module")
 def live(bundle: Bundle) -> Iterator[Live]:
-    with live_server(settings(bundle)) as found:
+    """A patient server: what it closes in less time than that it closes for what was said."""
+    with live_server(settings(bundle, PATIENT_S)) as found:
         yield found
 
 
-def said(live: Live, *parts: bytes, wanted: int = 1, pause_s: float = 0.0, no_body: bool = False) -> Talk:
-    return talk((live.host, live.port), parts, wanted, pause_s, no_body)
+@pytest.fixture(scope="module")
+def hasty(bundle: Bundle) -> Iterator[Live]:
+    """One that soon closes what does not arrive, or is not taken."""
+    with live_server(settings(bundle, TIMEOUT_S)) as found:
+        yield found
+
+
+def said(live: Live, *parts: bytes, wanted: int = 1, **how: Any) -> Talk:
+    return talk((live.host, live.port), parts, wanted, **how)
 
 
 def with_headers(*lines: str, body: bytes = GOOD_BODY) -> bytes:
@@ -177,12 +189,12 @@ def row(record_property: Record) -> Iterator[Tally]:
 def test_b14_bytes_at_the_socket(
     live: Live, row: Tally, caplog: pytest.LogCaptureFixture, data: bytes, statuses: Sequence[int], is_closed: bool
 ) -> None:
-    found = said(live, data, wanted=len(statuses))
+    found = said(live, data, wanted=len(statuses), closes_within_s=LESS_S if is_closed else 0.05)
     row.statuses.update(found.statuses)
     assert (found.statuses, found.is_closed) == (statuses, is_closed)
     for answer in found.answers:
         check_answer(answer.status, answer.headers, answer.body)
-    assert found.seconds < TIMEOUT_S * 4
+    assert found.seconds < LESS_S
     assert said(live, GOOD).statuses == [200]
     assert [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR] == []
     assert CANARY not in caplog.text
@@ -203,22 +215,22 @@ ENDLESS = [
 
 @pytest.mark.parametrize(("first", "more"), [row[1:] for row in ENDLESS], ids=[row[0] for row in ENDLESS])
 def test_b10_what_frames_a_body_has_an_end(live: Live, first: bytes, more: bytes) -> None:
-    found = said(live, first, *[more * 10] * 30)
+    found = said(live, first, *[more * 10] * 30, closes_within_s=LESS_S)
     assert (found.statuses, found.is_closed) == ([431], True)
     check_answer(431, found.answers[0].headers, found.answers[0].body)
-    assert found.seconds < TIMEOUT_S
+    assert found.seconds < LESS_S
 
 
 @pytest.mark.parametrize(("first", "more"), [row[1:] for row in ENDLESS], ids=[row[0] for row in ENDLESS])
 def test_b10_without_the_count_it_has_none(
-    live: Live, monkeypatch: pytest.MonkeyPatch, first: bytes, more: bytes
+    hasty: Live, monkeypatch: pytest.MonkeyPatch, first: bytes, more: bytes
 ) -> None:
     monkeypatch.setattr(http_guard, "FRAMING_PER_BODY_BYTE", 1 << 40)
     monkeypatch.setattr(GuardedProtocol, "on_body", lambda self, body: HttpToolsProtocol.on_body(self, body))
     monkeypatch.setattr(
         GuardedProtocol, "_n_framing_bytes", property(lambda _: -1, lambda *_: None), raising=False
     )  # fmt: skip
-    assert 431 not in said(live, first, *[more * 10] * 30, wanted=9).statuses
+    assert 431 not in said(hasty, first, *[more * 10] * 30, wanted=9).statuses
 
 
 def test_b14_a_trailer_is_no_header(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,10 +276,10 @@ SLOW = [
 
 
 @pytest.mark.parametrize("parts", [row[1] for row in SLOW], ids=[row[0] for row in SLOW])
-def test_b9_what_does_not_arrive_is_closed(live: Live, parts: list[bytes]) -> None:
-    found = said(live, *parts, wanted=9, pause_s=0.04 if len(parts) > 2 else 0)
-    assert found.is_closed
-    assert found.seconds < TIMEOUT_S + 1
+def test_b9_what_does_not_arrive_is_closed(hasty: Live, parts: list[bytes]) -> None:
+    found = said(hasty, *parts, wanted=9, pause_s=0.04 if len(parts) > 2 else 0)
+    assert found.is_closed  # the client would wait for much longer
+    assert found.seconds < LESS_S
     assert found.statuses in ([], [200])
 
 
@@ -275,7 +287,7 @@ def unread(live: Live, patience_s: float) -> float | None:
     """Seconds until the server gives up on a peer that asks and never reads; None when it does not."""
     address = (live.host, live.port)
     ids = ",".join(f'"{CANARY}{n:090d}"' for n in range(900)).encode()
-    asked = post(b'{"trigger": "i0", "deadline_ms": 2000, "candidates": [' + ids + b"]}")
+    asked = post(b'{"trigger": "i0", "deadline_ms": 20000, "candidates": [' + ids + b"]}")
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(0.2)
@@ -292,22 +304,22 @@ def unread(live: Live, patience_s: float) -> float | None:
     return None
 
 
-def test_b9_a_peer_that_never_reads_is_closed(live: Live) -> None:
-    assert unread(live, 12) is not None
-    assert said(live, GOOD).statuses == [200]
+def test_b9_a_peer_that_never_reads_is_closed(hasty: Live) -> None:
+    assert unread(hasty, 60) is not None
+    assert said(hasty, GOOD).statuses == [200]
 
 
-def test_b9_uvicorn_alone_waits_for_it(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b9_uvicorn_alone_waits_for_it(hasty: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GuardedProtocol, "_expect_taking", lambda _: None)
     monkeypatch.setattr(GuardedProtocol, "_expect_message", lambda _: None)
-    assert unread(live, 5) is None
+    assert unread(hasty, 5) is None
 
 
 def test_b14_plain_uvicorn_fails_this_table(bundle: Bundle) -> None:
     def plain(config: GuardedConfig) -> None:
         config.http = HttpToolsProtocol
 
-    with live_server(settings(bundle), plain) as weak:
+    with live_server(settings(bundle, PATIENT_S), plain) as weak:
         for name in ("two hosts", "HTTP/2.0", "one header too long", "an upgrade with a body"):
             data, statuses, _ = next(row[1:] for row in TABLE if row[0] == name)
-            assert said(weak, data).statuses != statuses
+            assert said(weak, data, silent_s=5.0).statuses != statuses

@@ -77,11 +77,20 @@ class Talk:
 
 
 def talk(
-    address: tuple[str, int], parts: Sequence[bytes], wanted: int = 1, pause_s: float = 0.0, no_body: bool = False
+    address: tuple[str, int],
+    parts: Sequence[bytes],
+    wanted: int = 1,
+    pause_s: float = 0.0,
+    no_body: bool = False,
+    silent_s: float = 60.0,
+    closes_within_s: float = 0.05,
 ) -> Talk:
-    """Sends the parts and reads until the server closes, or `wanted` answers are in and nothing follows at once."""
+    """Sends the parts and reads until the server closes, or is silent for too long.
+
+    That is `closes_within_s` once `wanted` answers are in, and `silent_s` before.
+    """
     began_s = time.monotonic()
-    with socket.create_connection(address, timeout=10) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         with suppress(OSError):  # it may close before it has read everything
             for part in parts:
                 connection.sendall(part)
@@ -89,7 +98,7 @@ def talk(
         data, is_closed = b"", False
         while not is_closed:
             is_enough = len(answers_in(data, no_body)[0]) >= wanted
-            connection.settimeout(0.05 if is_enough else 10)
+            connection.settimeout(closes_within_s if is_enough else silent_s)
             try:
                 piece = connection.recv(1 << 16)
             except TimeoutError:
