@@ -52,7 +52,7 @@ def test_a_request_names_user_trigger_and_candidates(bundle: Bundle) -> None:
 
 
 def test_a_process_tree_is_read_from_proc() -> None:
-    code = "sum(range(5_000_000)); print('x', flush=True); input()"
+    code = "sum(range(30_000_000)); print('x', flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:  # type: ignore[call-overload]
         child.stdout.readline()

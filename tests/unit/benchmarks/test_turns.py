@@ -41,8 +41,8 @@ def test_numbers_have_three_digits(value: float, shown: str) -> None:
 
 def test_what_is_short_is_repeated_and_what_is_long_is_not() -> None:
     calls = []
-    short = seconds_of(lambda: calls.append(1))
-    assert 0 < short() < 1e-3
+    short = [seconds_of(lambda: calls.append(1)) for _ in range(3)]
+    assert 0 < min(one() for one in short) < 1e-3  # the machine may stand still during one of them
     assert len(calls) > 100
     calls.clear()
     long = seconds_of(lambda: (calls.append(1), time.sleep(0.01)))

@@ -51,17 +51,18 @@ def test_places_are_given_back() -> None:
 
 
 def run_behind_a_slow_one(deadline_ms: float) -> list[str]:
-    """What was computed when the only worker is busy for 50 ms first."""
+    """What was computed when the only worker is busy until the deadline has passed."""
     done: list[str] = []
-    admission = make(service_s=0.001)
+    admission, is_free = make(service_s=0.001), threading.Event()
 
     async def both() -> None:
-        slow = asyncio.create_task(admission.run(lambda: time.sleep(0.05), Deadline.after_ms(1000)))
-        await asyncio.sleep(0.01)
-        try:
-            await admission.run(lambda: done.append("second"), Deadline.after_ms(deadline_ms))
-        finally:
-            await slow
+        slow = asyncio.create_task(admission.run(lambda: is_free.wait(60), Deadline.after_ms(60_000)))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(admission.run(lambda: done.append("second"), Deadline.after_ms(deadline_ms)))
+        await asyncio.sleep(3 * deadline_ms / 1000)
+        is_free.set()
+        await slow
+        await second
 
     try:
         asyncio.run(both())
@@ -83,15 +84,19 @@ def test_without_the_second_look_it_would_be_computed_for_nobody(monkeypatch: py
 def test_work_runs_whole_in_one_prepared_thread() -> None:
     prepared: list[str] = []
     admission = Admission(2, Metrics(), lambda: prepared.append(threading.current_thread().name))
-    name = asyncio.run(admission.run(lambda: threading.current_thread().name, Deadline.after_ms(1000)))
+    name = asyncio.run(admission.run(lambda: threading.current_thread().name, Deadline.after_ms(60_000)))
     admission.close()
     assert name in prepared
 
 
 def shed_while_prefetching(prefetch_ms: float) -> dict[Priority, int]:
-    """Refusals while one worker of 20 ms gets many times what it can do as prefetches, and a tenth from people."""
-    admission = Admission(1, Metrics(), usual_deadline_s=0.5)
-    admission.observe(0.02)
+    """Refusals while one worker of 10 ms gets many times what it can do as prefetches, and a tenth from people.
+
+    They have seconds, and the worker's time is known and not measured: this machine may stand still for a moment.
+    """
+    admission = Admission(1, Metrics(), usual_deadline_s=3.0)
+    admission.observe(0.01)
+    admission.observe = lambda *_: None  # type: ignore[method-assign]
     shed: dict[Priority, int] = {"interactive": 0, "prefetch": 0}
 
     async def one(priority: Priority, deadline: Deadline) -> None:
@@ -101,7 +106,7 @@ def shed_while_prefetching(prefetch_ms: float) -> dict[Priority, int]:
             shed[priority] += 1
             return
         try:
-            await admission.run(lambda: time.sleep(0.02), deadline)
+            await admission.run(lambda: time.sleep(0.01), deadline)
         except DeadlineExceeded:
             shed[priority] += 1
         finally:
@@ -113,7 +118,7 @@ def shed_while_prefetching(prefetch_ms: float) -> dict[Priority, int]:
                 for _ in range(20):
                     calls.create_task(one("prefetch", Deadline.after_ms(prefetch_ms)))
                 if tick % 10 == 0:
-                    calls.create_task(one("interactive", Deadline.after_ms(500)))
+                    calls.create_task(one("interactive", Deadline.after_ms(3000)))
                 await asyncio.sleep(0.025)
 
     asyncio.run(main())
@@ -121,7 +126,7 @@ def shed_while_prefetching(prefetch_ms: float) -> dict[Priority, int]:
     return shed
 
 
-@pytest.mark.parametrize("prefetch_ms", [500, 2000])
+@pytest.mark.parametrize("prefetch_ms", [3000, 12000])
 def test_g3_prefetches_are_shed_first_and_nobody_else(prefetch_ms: float) -> None:
     shed = shed_while_prefetching(prefetch_ms)
     assert shed["interactive"] == 0
@@ -131,7 +136,7 @@ def test_g3_prefetches_are_shed_first_and_nobody_else(prefetch_ms: float) -> Non
 def test_g3_prefetches_with_the_rights_of_people_push_people_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bearable = Admission._bearable_s
     monkeypatch.setattr(Admission, "_bearable_s", lambda self, deadline, _: bearable(self, deadline, "interactive"))
-    assert shed_while_prefetching(2000)["interactive"] > 0
+    assert shed_while_prefetching(6000)["interactive"] > 0
 
 
 def test_prefetches_wait_for_a_share_of_what_people_have_however_patient_they_are() -> None:

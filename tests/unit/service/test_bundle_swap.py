@@ -501,7 +501,7 @@ def test_closing_ends_a_trial_and_tells_no_refusal(
 
     async def work() -> None:
         async with following(swap):
-            await asyncio.sleep(0.5)
+            await until(lambda: swap._trial._child is not None)
             swap.close()
             await until(lambda: swap._trial._child is None)
             await asyncio.sleep(0.2)
@@ -509,7 +509,7 @@ def test_closing_ends_a_trial_and_tells_no_refusal(
     started_s = time.monotonic()
     with caplog.at_level(logging.ERROR):
         run(work)
-    assert time.monotonic() - started_s < 20
+    assert time.monotonic() - started_s < 50  # the child would take longer
     assert refusals(caplog) == []
 
 

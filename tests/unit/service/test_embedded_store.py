@@ -104,7 +104,7 @@ def test_a_server_whose_owner_was_killed_is_ended_and_its_data_taken_over(tmp_pa
         client = command_client(url)
         assert client.get("k") == b"v"
         client.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while is_alive(orphan) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not is_alive(orphan)

@@ -17,12 +17,15 @@ from service.guarded_calls import GuardedCalls, NoAnswerError, Replies, StoreCou
 BUDGET_S = 0.02
 
 
-def calls(counts: StoreCounts, max_failures: int = 3, budget_s: float | None = BUDGET_S) -> GuardedCalls:
-    return GuardedCalls("read", max_failures, 0.2, budget_s, counts)
+def calls(
+    counts: StoreCounts, max_failures: int = 3, budget_s: float | None = BUDGET_S, open_s: float = 60.0
+) -> GuardedCalls:
+    return GuardedCalls("read", max_failures, open_s, budget_s, counts)
 
 
-async def reply(after_s: float = 0.0, error: Exception | None = None) -> Replies:
-    await asyncio.sleep(after_s)
+async def reply(after: asyncio.Event | None = None, error: Exception | None = None) -> Replies:
+    if after is not None:
+        await after.wait()
     if error is not None:
         raise error
     return ["reply"]
@@ -48,10 +51,9 @@ def test_an_answer_is_passed_on_and_counted() -> None:
 def test_a_late_reply_is_not_waited_for_but_lands_and_is_counted_once() -> None:
     async def main() -> None:
         counts = StoreCounts()
-        guard = calls(counts)
-        started = time.perf_counter()
-        assert await kind_of(guard, lambda: reply(0.3)) == "late"
-        assert time.perf_counter() - started < 0.2
+        guard, may_land = calls(counts), asyncio.Event()
+        assert await kind_of(guard, lambda: reply(may_land)) == "late"
+        may_land.set()
         await guard.drain()
         assert counts.counts == {("failed", "read", "late"): 1, ("late", "read"): 1}
 
@@ -61,13 +63,18 @@ def test_a_late_reply_is_not_waited_for_but_lands_and_is_counted_once() -> None:
 def test_a_late_call_is_one_failure_to_the_breaker_however_it_ends() -> None:
     async def main() -> None:
         guard = calls(StoreCounts(), max_failures=3)
-        for _ in range(2):
-            assert await kind_of(guard, lambda: reply(0.3, OSError())) == "late"
+
+        async def late() -> None:
+            may_end = asyncio.Event()
+            assert await kind_of(guard, lambda: reply(may_end, OSError())) == "late"
+            may_end.set()
             await guard.drain()
+
+        for _ in range(2):
+            await late()
         assert guard.breaker.state == "closed"
-        assert await kind_of(guard, lambda: reply(0.3, OSError())) == "late"
+        await late()
         assert guard.breaker.state == "open"
-        await guard.drain()
 
     asyncio.run(main())
 
@@ -76,7 +83,7 @@ def test_a_late_call_is_one_failure_to_the_breaker_however_it_ends() -> None:
 def test_whatever_a_client_raises_is_no_answer(error: Exception) -> None:
     async def main() -> None:
         guard = calls(StoreCounts())
-        assert [await kind_of(guard, lambda: reply(0, error)) for _ in range(4)][3] == "open"
+        assert [await kind_of(guard, lambda: reply(error=error)) for _ in range(4)][3] == "open"
 
     asyncio.run(main())
 
@@ -118,7 +125,7 @@ class Replier(threading.Thread):
 
 async def through_a_busy_loop() -> str:
     """A call to a quick server, on a loop that something else holds for twice the budget before the call is sent."""
-    server, budget_s = Replier(), 0.1
+    server, budget_s = Replier(), 0.6
     server.start()
     reader, writer = await asyncio.open_connection(*server.listener.getsockname())
 
@@ -153,9 +160,9 @@ def test_saboteur_a_budget_on_the_clock_alone_blames_the_store(
 
 def test_one_line_per_change_of_state(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        guard = calls(StoreCounts())
+        guard = calls(StoreCounts(), open_s=0.2)
         for _ in range(30):
-            await kind_of(guard, lambda: reply(0, OSError()))
+            await kind_of(guard, lambda: reply(error=OSError()))
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.21)
         for _ in range(5):
@@ -173,7 +180,7 @@ def test_a_key_of_the_wrong_type_is_a_failure_but_not_the_servers() -> None:
     async def main() -> None:
         guard = calls(StoreCounts())
         for _ in range(5):
-            assert await kind_of(guard, lambda: reply(0, ResponseError("WRONGTYPE ..."))) == "wrong_type"
+            assert await kind_of(guard, lambda: reply(error=ResponseError("WRONGTYPE ..."))) == "wrong_type"
         assert guard.breaker.state == "closed"
 
     asyncio.run(main())

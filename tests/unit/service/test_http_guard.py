@@ -41,7 +41,7 @@ def read_after_a_stop(asks_after_s: float | None) -> bytes:
         if asks_after_s is not None:
             await asyncio.sleep(asks_after_s)
             writer.write(REQUEST)
-        found = await asyncio.wait_for(reader.read(), 5)
+        found = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         server.close()
         return found
@@ -49,7 +49,8 @@ def read_after_a_stop(asks_after_s: float | None) -> bytes:
     return asyncio.run(main())
 
 
-def test_a_connection_just_taken_is_still_answered() -> None:
+def test_a_connection_just_taken_is_still_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_REQUEST_S", 2.0)  # a busy machine's 0.25 s
     assert read_after_a_stop(0.01).endswith(b"ok")
 
 

@@ -52,7 +52,7 @@ def test_workers_give_way_to_the_loop() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before, admission = own_priority(), Admission(1, Metrics(), prepare_worker)
-    of_worker = asyncio.run(admission.run(own_priority, Deadline.after_ms(1000)))
+    of_worker = asyncio.run(admission.run(own_priority, Deadline.after_ms(60_000)))
     admission.close()
     has_priorities = sys.platform == "linux"
     assert of_worker == (min(19, before + steps_back()) if has_priorities else before)
@@ -75,5 +75,5 @@ def test_a_sandbox_that_forbids_priorities_does_no_harm(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "setpriority", forbidden)
     admission = Admission(1, Metrics(), prepare_worker)
-    assert asyncio.run(admission.run(lambda: 1, Deadline.after_ms(1000))) == 1
+    assert asyncio.run(admission.run(lambda: 1, Deadline.after_ms(60_000))) == 1
     admission.close()

@@ -78,7 +78,7 @@ def on_store(request: pytest.FixtureRequest) -> Callable[[Test], None]:
 
 def patient(url: str) -> StoreSettings:
     """Limits that a busy machine cannot reach: what is tested here is what comes back, not when."""
-    return StoreSettings(url, timeout_ms=5_000, read_budget_ms=2_000, pool_wait_ms=2_000)
+    return StoreSettings(url, timeout_ms=10_000, read_budget_ms=5_000, pool_wait_ms=5_000)
 
 
 def plain(client: object) -> "redis.asyncio.Redis":
