@@ -31,6 +31,10 @@ class Client:
     def catch_up(self) -> None:
         """The loop stands still between calls, which its heartbeat takes for a stuck loop until it has beaten again."""
         self.wait(0.3)
+        for _ in range(100):  # a busy machine is late with one beat or another
+            if not self.app.state.parts.health.is_stuck:
+                return
+            self.wait(0.3)
 
     def rank(self, **body: Any) -> httpx.Response:
         return self("POST", "/v1/rank", json=body)

@@ -219,7 +219,10 @@ HOSTILE = ["{}:", "}{", "a}:b", "*", "%7B", "daian:1:main:{a}:b", "a b", "\u202e
 def test_b13_ids_that_look_like_keys_stay_apart(bundle: Bundle, tmp_path: Path) -> None:
     """Each hostile user clicks another number of items, in a real store; each finds its own clicks and no other."""
     with embedded_store(tmp_path) as url:
-        kept = Settings(bundle_root=bundle.path, deadline_ms=2000, redis_url=url, redis_read_budget_ms=1000)  # type: ignore[arg-type]
+        kept = Settings(
+            bundle_root=bundle.path, deadline_ms=2000, redis_url=url,  # type: ignore[arg-type]
+            redis_read_budget_ms=1000, redis_timeout_ms=5000, redis_pool_wait_ms=1000,
+        )  # fmt: skip
         with opened(kept) as call:
             for n, user in enumerate(HOSTILE, start=1):
                 clicks = [

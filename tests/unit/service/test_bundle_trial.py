@@ -51,8 +51,8 @@ def test_c8_a_child_that_dies_is_a_refusal_that_names_the_file(bundle: Bundle, c
 def test_c8_a_child_that_never_ends_is_ended(bundle: Bundle) -> None:
     started_s = time.monotonic()
     with pytest.raises(BundleError, match=r"^/b/request\.onnx: took too long"):
-        stub("time.sleep(100)", timeout_s=1).run(bundle.path)
-    assert time.monotonic() - started_s < 30
+        stub("time.sleep(100)", timeout_s=6).run(bundle.path)  # long enough for the child to say the file
+    assert time.monotonic() - started_s < 60
 
 
 def test_stopping_ends_the_child_and_starts_no_other(bundle: Bundle) -> None:
@@ -61,7 +61,7 @@ def test_stopping_ends_the_child_and_starts_no_other(bundle: Bundle) -> None:
     started_s = time.monotonic()
     with pytest.raises(BundleError):
         trial.run(bundle.path)
-    assert time.monotonic() - started_s < 30
+    assert time.monotonic() - started_s < 60
     with pytest.raises(BundleError, match="about to stop"):
         trial.run(bundle.path)
 
