@@ -143,7 +143,7 @@ def _config(comparison: Comparison, row: str) -> TrainConfig:
 def _begin(comparison: Comparison) -> None:
     """The folder's plan, and every encoder that the rows need. Rows, seeds and levels may be added later."""
     is_begun = check_plan(comparison)
-    levels = {_encoder_folder(comparison, row.n_levels): row.n_levels for row in planned_rows(comparison)}
+    levels = {encoder_folder(comparison, row.n_levels): row.n_levels for row in planned_rows(comparison)}
     # Fitted before anything is written: data that cannot be used leaves no folder that is bound to it.
     fitted = {
         folder: fit_encoder(comparison.data, n_levels)
@@ -178,7 +178,8 @@ def check_plan(comparison: Comparison) -> bool:
     return True
 
 
-def _encoder_folder(comparison: Comparison, n_levels: int | None) -> Path:
+def encoder_folder(comparison: Comparison, n_levels: int | None) -> Path:
+    """Where the encoder of so many levels is kept; None: of the data set's own."""
     return comparison.out / "encoders" / ("own" if n_levels is None else f"levels-{n_levels}")
 
 
@@ -233,7 +234,7 @@ class Runner:
             return
         self._watcher.planned(1)
         runs = tuple(folders.items())
-        own = _encoder_folder(self.comparison, None)
+        own = encoder_folder(self.comparison, None)
         self._pool.add(Task("timing", "all rows", "latency", self.comparison.data, path, own, runs=runs))
         for event in self._pool.events():
             if isinstance(event, Done):
@@ -323,7 +324,7 @@ class Runner:
     def _task(
         self, state: RowState, kind: Literal["check", "run"], name: str, config: TrainConfig, measured: bool = False
     ) -> Task:
-        encoder = _encoder_folder(self.comparison, state.row.n_levels)
+        encoder = encoder_folder(self.comparison, state.row.n_levels)
         folder = self._folder(state, name)
         return Task(kind, state.row.name, name, self.comparison.data, folder, encoder, config, measured)
 

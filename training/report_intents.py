@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from training.data.dataset import open_dataset
+from service.contract.rules import SimilarityScale
 from training.metrics import js_divergence, js_of_means, js_per_request
 from training.report_cells import averaged, spread
 from training.scores import Scored
@@ -71,11 +71,14 @@ def predicted_observed_true(scored: Scored, truth: Truth) -> dict[str, dict[str,
     return found
 
 
-def constant_intents(data_folder: Path) -> dict[str, Float64[np.ndarray, " S"]]:
-    """The constants by name, at the data set's own number of levels; no `training_mean` without a usable click."""
-    n_levels = open_dataset(data_folder).n_levels
+def constant_intents(data_folder: Path, scale: SimilarityScale) -> dict[str, Float64[np.ndarray, " S"]]:
+    """The constants by name; no `training_mean` without a usable click.
+
+    `scale`: the encoder's, whose levels the labels have. The data set may leave its range to be fitted.
+    """
+    n_levels = scale.n_levels
     total = np.zeros(n_levels)
-    for batch, owner, level in clicked_levels(data_folder):
+    for batch, owner, level in clicked_levels(data_folder, scale):
         counted = np.bincount(owner * n_levels + level - 1, minlength=batch.n_requests * n_levels)
         labels = counted.reshape(batch.n_requests, -1)
         labelled = labels[labels.sum(axis=1) > 0]

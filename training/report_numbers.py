@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from service.contract.encoder import Encoder
 from training.baselines import baseline_numbers
 from training.checkpoint import read_config
-from training.compare import TIMING, TIMING_FAILED, Comparison, RowState
+from training.compare import TIMING, TIMING_FAILED, Comparison, RowState, encoder_folder
 from training.compare_worker import PERMUTED_SCORES, TEST_SCORES
-from training.data.dataset import open_dataset
+from training.data.dataset import open_catalogue, open_dataset
 from training.metrics import rela_impr
 from training.recipes import TABLES
 from training.report_cells import COLUMNS, averaged, number, spread, spreads
@@ -190,7 +191,8 @@ def _add_relative(found: dict[str, Any], timing: Mapping[str, Any]) -> None:
 
 def _add_truth(found: dict[str, Any], comparison: Comparison, states: Mapping[str, RowState]) -> None:
     """Against the oracle, where the data set is a simulated one."""
-    truth, constants = read_truth(comparison.data, "test"), constant_intents(comparison.data)
+    encoder = Encoder.open(encoder_folder(comparison, None), open_catalogue(comparison.data))
+    truth, constants = read_truth(comparison.data, "test"), constant_intents(comparison.data, encoder.scale)
     for row in found["rows"].values():
         if row.get("intent"):
             row["constants_to_observed"] = constants_to_observed(constants, row["intent"])

@@ -233,10 +233,11 @@ def _by_clicks(
     data_folder: Path, user: Int64[np.ndarray, " R"]
 ) -> tuple[Bool[np.ndarray, " R"], Bool[np.ndarray, " R"]]:
     """Whether the user of each request is specific, is broad, by the clicks of the training days."""
-    n_levels = open_dataset(data_folder).n_levels
+    dataset = open_dataset(data_folder)
+    scale = SimilarityScale(*(dataset.similarity_range or (0.0, 1.0)), dataset.n_levels)
     codes, inverse = np.unique(user, return_inverse=True)
-    counts = np.zeros((len(codes), n_levels), dtype=np.int64)
-    for batch, request, level in clicked_levels(data_folder):
+    counts = np.zeros((len(codes), scale.n_levels), dtype=np.int64)
+    for batch, request, level in clicked_levels(data_folder, scale):
         owner = group_codes(batch)[0][request]
         place = np.minimum(np.searchsorted(codes, owner), len(codes) - 1)
         known = codes[place] == owner
@@ -248,12 +249,10 @@ def _by_clicks(
 
 
 def clicked_levels(
-    data_folder: Path,
+    data_folder: Path, scale: SimilarityScale
 ) -> Iterator[tuple[RequestBatch, Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]]:
     """Of every batch of the training days, the request and similarity level of each click that can be compared."""
-    dataset, catalogue = open_dataset(data_folder), open_catalogue(data_folder)
-    low, high = dataset.similarity_range or (0.0, 1.0)
-    scale = SimilarityScale(low, high, dataset.n_levels)
+    catalogue = open_catalogue(data_folder)
     for path in split_files(data_folder, "train"):
         for batch, clicks in read_requests(path):
             clicked = clicks == 1

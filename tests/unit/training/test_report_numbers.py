@@ -1,5 +1,7 @@
 """Who is a rival, and which of them is the best; constants beside predicted intents by hand."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.contract.rules import SimilarityScale
 from tests.unit.training.test_train import SMALL_WORLD
 from training.checkpoint import save_run_start
-from training.compare import Comparison, RowState, planned_rows
+from training.compare import Comparison, RowState, encoder_folder, planned_rows
+from training.data.dataset import split_files
 from training.data.fit_encoder import fit_encoder
+from training.data.labels import make_labels
+from training.data.request_files import read_requests
 from training.data.synthetic import simulate
 from training.recipes import TABLES
 from training.report_intents import constant_intents, constants_to_observed
-from training.report_numbers import best_rival, row_numbers, tried
+from training.report_numbers import _add_truth, best_rival, row_numbers, tried
 from training.report_sections import searched
 from training.rows import ROWS
 from training.search import Search
@@ -47,7 +53,7 @@ def test_the_best_rival_is_the_best_on_validation_not_on_test() -> None:
 
 
 def test_constants_are_shares_and_are_told_from_what_was_observed(world: Path) -> None:
-    constants = constant_intents(world)
+    constants = constant_intents(world, SimilarityScale(n_levels=6))
     assert set(constants) == {"uniform", "training_mean"}
     assert all(constant.sum() == pytest.approx(1) for constant in constants.values())
     observed = {"specific": {"n_requests": 3, "observed": constants["training_mean"].tolist()}, "broad": {}}
@@ -55,6 +61,23 @@ def test_constants_are_shares_and_are_told_from_what_was_observed(world: Path) -
     assert set(found) == {"specific"}
     assert found["specific"]["training_mean"] == pytest.approx(0, abs=1e-9)
     assert found["specific"]["uniform"] > 1e-4
+
+
+def test_constants_have_the_levels_of_the_comparisons_encoder(world: Path, tmp_path: Path) -> None:
+    """A shop leaves its range to be fitted: over other edges the mean of training would be a constant of nothing."""
+    shop = shutil.copytree(world, tmp_path / "shop")
+    about = json.loads((shop / "dataset.json").read_text())
+    (shop / "dataset.json").write_text(json.dumps({**about, "similarity_range": None}))
+    asked, own = Comparison("small", shop, tmp_path / "out", ("daian",)), fit_encoder(shop)
+    own.save(encoder_folder(asked, None))
+    read = [requests for path in split_files(shop, "train") for requests in read_requests(path)]
+    labels = [make_labels(*requests, own.encode(requests[0]).candidate_similarity, own.scale) for requests in read]
+    mean = np.concatenate([label.intent[label.has_intent] for label in labels]).mean(axis=0)
+    found = {"rows": {"daian": {"intent": {"all": {"n_requests": 1, "observed": mean.tolist()}}}}}
+    _add_truth(found, asked, {})
+    assert found["rows"]["daian"]["constants_to_observed"]["all"]["training_mean"] == pytest.approx(0, abs=1e-9)
+    by_other_edges = constant_intents(shop, SimilarityScale(n_levels=6))["training_mean"]
+    assert np.abs(by_other_edges - mean).max() > 0.02, "the twin: the edges of [0, 1] give another mean"
 
 
 def test_learning_rates_are_those_that_the_runs_recorded_not_those_of_todays_table(world: Path, tmp_path: Path) -> None:
