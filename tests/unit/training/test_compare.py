@@ -21,6 +21,7 @@ from training.compare_pool import Done, Said, WorkerPool
 from training.data.fit_encoder import fit_encoder
 from training.data.request_files import read_requests
 from training.data.synthetic import simulate
+from training.metrics import rela_impr
 from training.recipes import TABLES
 from training.report import write_report
 from training.report_numbers import report_numbers
@@ -173,8 +174,10 @@ def test_the_report_names_rows_claims_and_lines_and_needs_nothing_else(world: Pa
         assert number["value"] == pytest.approx(row["numbers"][name]["mean"])
         assert number["low"] <= number["value"] <= number["high"]
     assert set(row["intervals"]) == set(row["numbers"])
-    assert found["rows"]["din"]["numbers"]["gauc_request"]["mean"] < 0.5, "one epoch: it learnt nothing yet"
-    assert row["rela_impr"] is row["rela_impr_interval"]["value"] is None, "over chance it says nothing"
+    # One epoch: whether DIN is a hair above chance yet is the processor's choice.
+    base = found["rows"]["din"]["numbers"]["gauc_request"]["mean"]
+    over_it = pytest.approx(rela_impr(row["numbers"]["gauc_request"]["mean"], base)) if base > 0.5 else None
+    assert row["rela_impr"] == row["rela_impr_interval"]["value"] == over_it
     assert "rela_impr_interval" not in found["rows"]["din"]
     truth = read_truth(world, "test")
     assert truth is not None

@@ -20,7 +20,7 @@ from training.data.request_files import read_requests
 from training.data.synthetic import simulate
 from training.recipes import TABLES
 from training.report_intents import constant_intents, constants_to_observed
-from training.report_numbers import _add_truth, best_rival, row_numbers, tried
+from training.report_numbers import _add_relative, _add_truth, best_rival, row_numbers, tried
 from training.report_sections import searched
 from training.rows import ROWS
 from training.search import Search
@@ -31,6 +31,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "shop"
     simulate(folder, SMALL_WORLD)
     return folder
+
+
+@pytest.mark.parametrize(("base", "expected"), [(0.6, 100.0), (0.5, np.nan), (0.45, np.nan)])
+def test_rela_impr_over_chance_or_less_says_nothing(base: float, expected: float) -> None:
+    rows = {name: {"numbers": {"auc": {"mean": mean}}} for name, mean in (("din", base), ("daian", 0.7))}
+    found: dict[str, Any] = {"rows": rows, "lines": {}, "strongest_line": None, "judged_by": "auc"}
+    _add_relative(found, {})
+    assert found["rows"]["daian"]["rela_impr"] == pytest.approx(expected, nan_ok=True)
 
 
 def test_ablations_have_a_parent_and_only_ours_are_no_rivals(world: Path, tmp_path: Path) -> None:
