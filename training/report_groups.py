@@ -6,8 +6,9 @@ Called by `training.report_sections` with what `training.report_numbers` made.
 from collections.abc import Iterator
 
 from training.figures import bars
-from training.report_cells import Numbers, difference, plain, plus_minus, trained
+from training.report_cells import Numbers, difference, gain, plain, plus_minus, trained
 from training.report_page import Block, Figure, Heading, Paragraph, Table
+from training.report_tests import AGAINST_WHOLE, OVER_SEEDS
 
 _TOP = {
     "levels": "similarity levels",
@@ -52,11 +53,14 @@ def ablations(found: Numbers) -> Iterator[Block]:
         titles = [row["title"] for row in family]
         yield Figure(bars(f"{rows[parent]['title']}: {what}", titles, series, spreads, zero=False))
         cells.append((f"{rows[parent]['title']} and its ablations",))
-        cells += [
-            (row["title"], plus_minus(n), difference(row.get("whole_minus_this") if row["ablation_of"] else None))
-            for row, n in zip(family, numbers, strict=True)
-        ]
-    yield Table(("", what, "whole model minus this"), tuple(cells))
+        cells += [(row["title"], plus_minus(n), *_cost(row)) for row, n in zip(family, numbers, strict=True)]
+    yield Table(("", what, "whole model minus this", "over users and seeds"), tuple(cells))
+
+
+def _cost(row: Numbers) -> tuple[str, str]:
+    test = row.get(AGAINST_WHOLE) if row["ablation_of"] else None
+    of_seeds = (test or {}).get(OVER_SEEDS)
+    return difference(test), "–" if of_seeds is None else gain(of_seeds)
 
 
 def new_and_known(found: Numbers) -> Iterator[Block]:
