@@ -12,12 +12,13 @@ from training.report_page import Block, Figure, Heading, Paragraph, Table
 _GROUPS = ("all", "specific", "broad", "cold", "warm")
 _SHARES = ("auc", "gauc_user", "gauc_request")
 _KINDS = {
+    "all": "all",
     "specific_by_clicks": "specific by clicks",
     "broad_by_clicks": "broad by clicks",
     "specific": "drawn as specific",
     "broad": "drawn as broad",
 }
-_BY_CLICKS = {"specific": "specific_by_clicks", "broad": "broad_by_clicks"}
+_BY_CLICKS = {"all": "all", "specific": "specific_by_clicks", "broad": "broad_by_clicks"}
 _SIDES = ("predicted", "observed", "true")
 _NEAR = {
     "js_of_means": "JS of means, predicted to observed",

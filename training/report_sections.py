@@ -201,7 +201,7 @@ _PARTS: tuple[tuple[Callable[[Numbers], Iterator[Block]], str, str], ...] = (
     (_counting, "Counting alone", ""),
     (control, "Under the trigger of another request", ""),
     (oracle, "Against the oracle", "only a simulated world has a known truth"),
-    (intents, INTENTS, "DAIAN has no finished run, or no request of specific or broad users has a click to compare"),
+    (intents, INTENTS, "DAIAN has no finished run, or no request has a click to compare"),
     (
         diversity,
         DIVERSITY,

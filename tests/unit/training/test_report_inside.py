@@ -69,6 +69,13 @@ def test_without_a_truth_two_series_stand_there_under_the_names_of_what_they_are
     assert list(intent_shares({})) == []
 
 
+def test_where_no_user_is_specific_or_broad_all_of_them_still_are_there() -> None:
+    """Of people who hardly come back nobody's kind is known, as on Wikispeedia."""
+    said = cells(list(intent_shares(as_by_clicks({"all": kind(), "specific": kind(0), "broad": kind(0)}))))
+    assert said[1] == ("all", "7", "0.0100", "–", "0.3000")
+    assert ("all, predicted", "0.2500", "0.7500") in said
+
+
 def test_a_run_alone_has_the_same_figures_where_the_truth_is_known() -> None:
     blocks = list(
         true_intents({"rows": {"m": row(true_intent={"broad": kind(true=[0, 1], js_to_true=0)}), "n": row()}})
