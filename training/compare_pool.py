@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 
 class Done(NamedTuple):
@@ -31,15 +31,6 @@ class Said(NamedTuple):
     worker: int
     task: Any
     text: str
-
-
-@runtime_checkable
-class Work(Protocol):
-    """The function that a worker runs. It must be importable by name."""
-
-    def __call__(self, task: Any, say: Callable[[str], None]) -> Any:
-        """Returns what can be pickled."""
-        ...
 
 
 @dataclass

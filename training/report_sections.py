@@ -6,11 +6,12 @@ Called by `training.report` with what `training.report_numbers` made. What was n
 from collections.abc import Callable, Iterator
 
 from training.baselines import LINES
-from training.report_cells import COLUMNS, Numbers, bracketed, difference, plain, plus_minus, trained
+from training.report_cells import COLUMNS, Numbers, bracketed, difference, gain, plain, plus_minus, trained
 from training.report_figures import CLICK_RATES, DIVERSITY, INTENTS, LEVELS, click_rates, diversity, intents, levels
 from training.report_groups import ablations, control, first_of_a_page, new_and_known
 from training.report_inside import inside, oracle
 from training.report_page import Block, Heading, Paragraph, Table
+from training.report_tests import AGAINST_BEST, OVER_SEEDS
 
 INTERVALS = "Intervals of the table"
 _HELD = {True: "held", False: "not held", None: "not decided"}
@@ -78,7 +79,8 @@ def _table(found: Numbers) -> Iterator[Block]:
         "GAUC is weighted by impressions, AUC/request is a plain mean. "
         f"Everything is judged by {judged}; RelaImpr: of it over DIN's, in %. Best rival by {judged} on the validation "
         f"split: {named}; differences to it are paired over users, with 95 % intervals and p; * where p, adjusted by "
-        "Holm over this column, is below 0.05. How much seeds differ is not in these intervals, but in the ±."
+        "Holm over this column, is below 0.05. How much seeds differ is not in these intervals, but in the ± and in "
+        "the next table."
     )
 
 
@@ -87,12 +89,18 @@ def _intervals(found: Numbers) -> Iterator[Block]:
 
     def cells(row: Numbers) -> tuple[str, ...]:
         of = row.get("intervals", {})
-        return (*(bracketed(of.get(name)) for name in COLUMNS), bracketed(row.get("rela_impr_interval"), "+.2f"))
+        against_best = (row.get(AGAINST_BEST) or {}).get(OVER_SEEDS)
+        return (
+            *(bracketed(of.get(name)) for name in COLUMNS),
+            bracketed(row.get("rela_impr_interval"), "+.2f"),
+            "–" if against_best is None else gain(against_best),
+        )
 
-    yield Table(("", *COLUMNS.values(), "RelaImpr"), tuple(_grouped(found, cells)))
+    yield Table(("", *COLUMNS.values(), "RelaImpr", "against best rival"), tuple(_grouped(found, cells)))
     yield Paragraph(
         "95 % intervals of the means, over users and seeds: what another training would give on other users of the "
-        f"same days. A row of one seed: over users alone. RelaImpr: of {found['judged_title']} over DIN's, in %."
+        f"same days. A row of one seed: over users alone. RelaImpr: of {found['judged_title']} over DIN's, in %. "
+        f"Against the best rival: the difference in {found['judged_title']}, over users and seeds."
     )
 
 
@@ -118,7 +126,7 @@ def _cells(row: Numbers, most: int) -> tuple[str, ...]:
         str(row["n_seeds"]),
         *numbers,
         plain(row["rela_impr"], "+.2f"),
-        difference(row.get("against_best_rival")),
+        difference(row.get(AGAINST_BEST)),
         ", ".join(marks),
     )
 

@@ -46,7 +46,7 @@ def add_tests(rows: Rows, rival: str | None, judged_by: str, load: Loader, load_
     for name in trained:
         own, row = load(name), rows[name]
         if best is not None and name != rival:
-            row[AGAINST_BEST] = test(own, best)
+            row[AGAINST_BEST] = of_a_claim(own, best)
         if daian is not None and name != SWEPT:
             row[AGAINST_DAIAN] = of_a_claim(daian, own)
         whole = row["ablation_of"]

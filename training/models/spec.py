@@ -79,15 +79,6 @@ class LabelledInputs(Protocol):
         ...
 
 
-@runtime_checkable
-class OwnLoss(Protocol):
-    """A model with a stage whose loss is "own": the loss by the stage's name."""
-
-    def own_loss(self, stage: str, batch: LabelledInputs) -> Tensor:
-        """A scalar. Chance comes from torch's global generator, so that a resumed run repeats it."""
-        ...
-
-
 @dataclass(frozen=True)
 class TrainingFacts:
     """What the training split says about items, for models that need more than its batches (POSO, MWUF).
