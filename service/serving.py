@@ -30,11 +30,26 @@ BACKLOG = 2048
 class Supervisor(Multiprocess):
     """uvicorn's parent of the workers, for which SIGHUP means a look at the bundle instead of new processes."""
 
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._to_signal: set[int | None] = set()
+
     def handle_hup(self) -> None:
-        """Passes the signal on. A worker that still starts would die of it, and reads the pointer anyway."""
+        """Owes every worker the signal."""
+        self._to_signal = {process.pid for process in self.processes}
+
+    def keep_subprocess_alive(self) -> None:
+        """Twice a second: replaces workers that died, and passes a signal on that is owed.
+
+        A worker that is still starting would die of the signal, and may have read the pointer before it moved: it gets
+        the signal once it is ready. One that is busy gets it at a later look.
+        """
+        super().keep_subprocess_alive()
+        self._to_signal &= {process.pid for process in self.processes}  # a new worker reads the pointer as it is now
         for process in self.processes:
-            if process.pid is not None and process.is_ready(timeout=1):
+            if process.pid in self._to_signal and process.pid is not None and process.is_ready(timeout=1):
                 os.kill(process.pid, signal.SIGHUP)
+                self._to_signal.discard(process.pid)
 
     def exit_code(self) -> int:
         """What `run` ended with: a worker that could not start stopped all, and has said why."""
