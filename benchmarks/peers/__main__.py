@@ -34,13 +34,20 @@ from training.metrics import ranking_numbers
 
 PAIRS = (
     ("din", "deepctr-torch/din"),
+    ("din", "deepctr-torch-glorot/din"),
     ("din", "fuxictr/din"),
     ("deepfm", "deepctr-torch/deepfm"),
+    ("deepfm", "deepctr-torch-glorot/deepfm"),
     ("dien", "deepctr-torch/dien"),
+    ("dien", "deepctr-torch-glorot/dien"),
     ("dien-no-auxiliary", "fuxictr/dien"),
 )
 NAMES = {"din": "DIN", "deepfm": "DeepFM", "dien": "DIEN", "dien-no-auxiliary": "DIEN without auxiliary loss"}
-LIBRARIES = {"deepctr-torch": "DeepCTR-Torch", "fuxictr": "FuxiCTR"}
+LIBRARIES = {
+    "deepctr-torch": "DeepCTR-Torch",
+    "deepctr-torch-glorot": "DeepCTR-Torch, started by Glorot",
+    "fuxictr": "FuxiCTR",
+}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 

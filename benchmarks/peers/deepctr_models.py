@@ -1,7 +1,8 @@
 """DeepCTR-Torch's DIN, DeepFM and DIEN over our rows. Imported by `train_theirs` alone, in the peers' environment.
 
 What an item is made of are the fields `candidate_*`; histories, negatives and the trigger look up the same tables.
-A history has an age field, to which its query needs a counterpart: candidates get an age of their own.
+A history has an age field, to which its query needs a counterpart: candidates get an age of their own. The library
+starts dense and recurrent layers from N(0, 0.0001^2); `by_glorot` starts them as ours and FuxiCTR's are.
 """
 
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peers.glorot import by_glorot
 from benchmarks.peers.rows import Heights, Rows
 from benchmarks.peers.terms import Terms
 
@@ -27,13 +29,17 @@ from deepctr_torch.models import DIEN, DIN, DeepFM  # type: ignore[import-not-fo
 class DeepCtrPeer:
     """One of its models: `loss` as its `fit` has it (the mean in the place of the sum), `score` its probabilities."""
 
-    def __init__(self, name: str, heights: Heights, terms: Terms, seed: int, items: np.ndarray) -> None:
-        """`items`: the fields of all items, to draw DIEN's negatives from; int32 [M I]."""
+    def __init__(
+        self, name: str, heights: Heights, terms: Terms, seed: int, items: np.ndarray, glorot: bool = False
+    ) -> None:
+        """`items`: the fields of all items, to draw DIEN's negatives from; int32 [M I]. `glorot`: see `by_glorot`."""
         self._heights, self._terms = heights, terms
         self._items = torch.from_numpy(items).long()
         self._negatives = name == "dien"
         torch.manual_seed(seed)
         self.module: Any = self._build(name, seed)
+        if glorot:
+            by_glorot(self.module)
 
     def _build(self, name: str, seed: int) -> Any:
         top = {"dnn_hidden_units": self._terms.top, "l2_reg_embedding": 0.0, "seed": seed}

@@ -17,7 +17,12 @@ from benchmarks.peers.rows import Heights, Rows, Scores, shuffled
 from benchmarks.peers.terms import Terms
 from training.metrics import gauc
 
-PEERS = ("deepctr-torch/din", "deepctr-torch/deepfm", "deepctr-torch/dien", "fuxictr/din", "fuxictr/dien")
+DEEPCTR_MODELS = ("din", "deepfm", "dien")
+PEERS = (
+    *(f"{library}/{name}" for library in ("deepctr-torch", "deepctr-torch-glorot") for name in DEEPCTR_MODELS),
+    "fuxictr/din",
+    "fuxictr/dien",
+)
 N_SCORED = 2_048
 
 
@@ -30,7 +35,7 @@ def make_peer(peer: str, heights: Heights, terms: Terms, seed: int, items: np.nd
         return FuxiCtrPeer(name, heights, terms, seed, items)
     from benchmarks.peers.deepctr_models import DeepCtrPeer
 
-    return DeepCtrPeer(name, heights, terms, seed, items)
+    return DeepCtrPeer(name, heights, terms, seed, items, glorot=library.endswith("-glorot"))
 
 
 @torch.no_grad()
