@@ -14,7 +14,9 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
+from service.contract.requests import objects
 from training.data.errors import DataError
+from training.data.text_lines import numbered_lines
 
 RATINGS, FILMS, PEOPLE = "ml-100k.inter", "ml-100k.item", "ml-100k.user"
 RATING_COLUMNS = MappingProxyType(
@@ -70,12 +72,7 @@ class People:
     def columns(self, users: Int64[np.ndarray, " R"]) -> dict[str, Shaped[np.ndarray, " R"]]:
         """`age`, `gender` and `occupation` of each of `users`, who must be in the file."""
         found = [self.by_id[user] for user in users.tolist()]
-        columns = {}
-        for name in ("age", "gender", "occupation"):
-            values = np.empty(len(found), dtype=object)
-            values[:] = [getattr(person, name) for person in found]
-            columns[name] = values
-        return columns
+        return {name: objects(getattr(person, name) for person in found) for name in ("age", "gender", "occupation")}
 
 
 def read_films(source: Path) -> dict[int, Film]:
@@ -117,33 +114,21 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, list[st
 
     Raises DataError for a file that is missing, has another header, or no rows.
     """
-    lines = _lines(path)
-    header = next(lines, None)
-    if header is None:
+    lines = numbered_lines(path, f"get it: {GET_IT}, and give that folder")
+    found = next(lines, None)
+    if found is None:
         raise DataError(f"{path}: empty; get it again: {GET_IT}.")
-    places = _places(path, header[1], columns)
+    header = found[1].split("\t")
+    places = _places(path, header, columns)
     empty = True
-    for where, cells in lines:
-        if len(cells) != len(header[1]):
-            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header[1])}, parted by tabs.")
+    for where, line in lines:
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(header)}, parted by tabs.")
         empty = False
         yield where, [cells[place].strip() for place in places]
     if empty:
         raise DataError(f"{path}: a header and no rows; get it again: {GET_IT}.")
-
-
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; get it: {GET_IT}, and give that folder.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 ({error.reason}); get it again: {GET_IT}.") from error
-            if line.strip():
-                yield where, line.split("\t")
 
 
 def _places(path: Path, header: list[str], columns: Mapping[str, str]) -> list[int]:

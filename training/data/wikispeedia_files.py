@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from training.data.errors import DataError
+from training.data.text_lines import numbered_lines
 
 BACK = "<"
 TIMEOUT_IDLE_S = 1_800  # a game times out after 30 minutes without a click: they are in its duration
@@ -136,18 +137,10 @@ def _pairs(path: Path, known: set[str], both: bool) -> Iterator[tuple[str, list[
 
 def _lines(path: Path, n_cells: int) -> Iterator[tuple[str, list[str]]]:
     """The cells of each line and where it is; comments and empty lines left out."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; unpack SNAP's wikispeedia_paths-and-graph here.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 ({error.reason}).") from error
-            if not line.strip() or line.startswith("#"):
-                continue
-            cells = line.split("\t")
-            if len(cells) != n_cells or not all(cells):
-                raise DataError(f"{where}: {len(cells)} cells, expected {n_cells} that are not empty, parted by tabs.")
-            yield where, cells
+    for where, line in numbered_lines(path, "unpack SNAP's wikispeedia_paths-and-graph here"):
+        if line.startswith("#"):
+            continue
+        cells = line.split("\t")
+        if len(cells) != n_cells or not all(cells):
+            raise DataError(f"{where}: {len(cells)} cells, expected {n_cells} that are not empty, parted by tabs.")
+        yield where, cells
