@@ -17,7 +17,6 @@ the profiles and one part.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,7 +26,7 @@ from jaxtyping import Int8, Int64, Shaped
 from rich.console import Console
 from rich.progress import track
 
-from service.contract.requests import RequestBatch
+from service.contract.requests import RequestBatch, objects
 from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema, Field
 from training.data.alimama_files import (
@@ -50,20 +49,14 @@ from training.data.alimama_rules import (
     TRIGGER_WINDOW_S,
     By,
     Impressions,
-    behaviours_before,
     count_log,
-    once_per_request,
-    ranges,
-    request_starts,
-    triggers,
 )
-from training.data.dataset import Dataset, Items, PreparedWriter, Split
+from training.data.dataset import Dataset, Items, PreparedWriter
+from training.data.triggered_requests import TriggeredRequests, by_split
 
 DAY_S = 86_400
 BEIJING_S = 8 * 3_600  # the days of the set are days of Beijing
-MAX_BEHAVIOURS = 1_000
 N_PARTS = 64
-WRITE_REQUESTS = 4_096
 
 
 def prepare_alimama(
@@ -195,91 +188,64 @@ def _write_part(
     counts: Counter[str],
 ) -> None:
     impressions = Impressions.of(part)
-    trigger = triggers(impressions)
-    has = trigger >= 0
+    requests = TriggeredRequests.of(impressions, by, days.borders_s)
+    n_shown = len(requests.shown.user)
     counts["impressions"] += len(part.user)
     counts["impressions_repeated"] += impressions.n_repeated
-    counts["impressions_without_trigger"] += int((~has).sum())
+    counts["impressions_without_trigger"] += len(impressions.user) - n_shown
     counts["impressions_of_unknown_ads"] += int((ads.places(impressions.ad) < 0).sum())
-    kept = np.flatnonzero(has)
-    shown = impressions.take(kept)
-    starts = request_starts(shown, trigger[kept], by, days.borders_s)
-    if not len(starts):
+    if not len(requests.starts):
         return
-    shown, rows, starts = once_per_request(shown, starts)
-    counts["impressions_repeated_in_a_request"] += len(kept) - len(rows)
-    requests = _Requests(impressions, shown, trigger[kept][rows], starts, log, ads, profiles, by)
-    split = days.split(shown.user[starts], shown.at_s[starts])
-    names: tuple[Split, ...] = ("train", "validation", "test")
-    for name in names:
-        for some in _chunks(np.flatnonzero(split == name)):
-            writer.write(name, *requests.batch(some))
-
-
-def _chunks(rows: Int64[np.ndarray, " R"]) -> Iterator[Int64[np.ndarray, " R2"]]:
-    for start in range(0, len(rows), WRITE_REQUESTS):
-        yield rows[start : start + WRITE_REQUESTS]
+    requests = requests.each_ad_once()
+    counts["impressions_repeated_in_a_request"] += n_shown - len(requests.shown.user)
+    named = _Named(requests, log, ads, profiles, by)
+    user, at_s = requests.shown.user[requests.starts], requests.shown.at_s[requests.starts]
+    for split, some in by_split(days.split(user, at_s)):
+        writer.write(split, *named.batch(some))
 
 
 @dataclass(frozen=True)
-class _Requests:
-    """The requests of one part; request r shows `shown[starts[r]:starts[r + 1]]`."""
+class _Named:
+    """The requests of one part with their names and fields."""
 
-    impressions: Impressions
-    shown: Impressions
-    trigger: Int64[np.ndarray, " N"]  # place among `impressions`
-    starts: Int64[np.ndarray, " R"]
+    requests: TriggeredRequests
     log: LogPart | None
     ads: Ads
     profiles: Profiles
     by: By
 
-    def batch(self, requests: Int64[np.ndarray, " R"]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
-        first = self.starts[requests]
-        ends = np.append(self.starts, len(self.shown.user))[requests + 1]
-        candidates, candidate_offsets = ranges(first, ends)
-        user, at_s, trigger = self.shown.user[first], self.shown.at_s[first], self.trigger[first]
-        behaviours, behaviour_offsets = behaviours_before(self.impressions, user, at_s, MAX_BEHAVIOURS)
-        batch = RequestBatch(
-            request_id=self._names(user, at_s, trigger),
-            requested_at=at_s * 1_000,
-            user={"user": _names(user), **self.profiles.columns(user)},
-            context=self._context(first, at_s, trigger),
-            trigger=_names(self.impressions.ad[trigger]),
-            behaviour_item=_names(self.impressions.ad[behaviours]),
-            behaviour_at=self.impressions.at_s[behaviours] * 1_000,
-            behaviour_type=np.full(len(behaviours), "click", dtype=object),
-            behaviour_offsets=behaviour_offsets,
-            candidate=_names(self.shown.ad[candidates]),
-            candidate_offsets=candidate_offsets,
-        )
-        return batch, self.shown.clicked[candidates].astype(np.int8)
+    def batch(self, some: Int64[np.ndarray, " R"]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
+        requests = self.requests
+        first = requests.starts[some]
+        user, at_s, trigger = requests.shown.user[first], requests.shown.at_s[first], requests.trigger[first]
+        context = self._context(first, at_s, trigger)
+        return requests.batch(some, self._names(user, at_s, trigger), self.profiles.columns(user), context)
 
     def _context(
         self, first: Int64[np.ndarray, " R"], at_s: Int64[np.ndarray, " R"], trigger: Int64[np.ndarray, " R"]
     ) -> dict[str, Shaped[np.ndarray, " R"]]:
         hours = np.array([f"{hour:02d}" for hour in range(24)], dtype=object)
-        context = {"pid": self.shown.pid[first], "hour": hours[(at_s + BEIJING_S) // 3_600 % 24]}
+        context = {"pid": self.requests.shown.pid[first], "hour": hours[(at_s + BEIJING_S) // 3_600 % 24]}
         if self.log is None:
             return context
         category = self._category_of(trigger)
-        views = count_log(self.log, self.log.is_view, self.shown.user[first], category, at_s)
-        actions = count_log(self.log, ~self.log.is_view, self.shown.user[first], category, at_s)
+        views = count_log(self.log, self.log.is_view, self.requests.shown.user[first], category, at_s)
+        actions = count_log(self.log, ~self.log.is_view, self.requests.shown.user[first], category, at_s)
         return context | {"category_views": _floats(views), "category_actions": _floats(actions)}
 
     def _category_of(self, trigger: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R"]:
         """The trigger's category as the log writes it, -1 where it is not known."""
-        texts = np.append(self.ads.texts["cate_id"], [None])[self.ads.places(self.impressions.ad[trigger])]
+        texts = np.append(self.ads.texts["cate_id"], [None])[self.ads.places(self.requests.impressions.ad[trigger])]
         return np.array([-1 if text is None else int(text) for text in texts], dtype=np.int64)
 
     def _names(
         self, user: Int64[np.ndarray, " R"], at_s: Int64[np.ndarray, " R"], trigger: Int64[np.ndarray, " R"]
     ) -> Shaped[np.ndarray, " R"]:
         if self.by == "time":
-            return _objects([f"{u}-{t}" for u, t in zip(user, at_s, strict=True)])
-        clicked_at, ad = self.impressions.at_s[trigger], self.impressions.ad[trigger]
+            return objects(f"{u}-{t}" for u, t in zip(user, at_s, strict=True))
+        clicked_at, ad = self.requests.impressions.at_s[trigger], self.requests.impressions.ad[trigger]
         parts = zip(user, clicked_at, ad, at_s, strict=True)
-        return _objects(["-".join(str(number) for number in some) for some in parts])
+        return objects("-".join(str(number) for number in some) for some in parts)
 
 
 def _item_fields(ads: Ads) -> dict[str, list[str | float | None]]:
@@ -289,18 +255,5 @@ def _item_fields(ads: Ads) -> dict[str, list[str | float | None]]:
     return fields
 
 
-def _names(ids: Int64[np.ndarray, " N"]) -> Shaped[np.ndarray, " N"]:
-    """Ids as texts; equal ids share one string."""
-    distinct, index = np.unique(ids, return_inverse=True)
-    names: np.ndarray = _objects([str(value) for value in distinct.tolist()])[index]
-    return names
-
-
 def _floats(values: Int64[np.ndarray, " R"]) -> Shaped[np.ndarray, " R"]:
-    return _objects([float(value) for value in values])
-
-
-def _objects(values: list[str] | list[float]) -> Shaped[np.ndarray, " N"]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return objects(float(value) for value in values)

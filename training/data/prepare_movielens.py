@@ -15,38 +15,28 @@ Called by the command line; reads through `movielens_files`, writes through `Pre
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int8, Int64, Shaped
 
-from service.contract.requests import RequestBatch
+from service.contract.requests import objects
 from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema, Field
 from training.data.alimama_files import Part
-from training.data.alimama_rules import (
-    TRIGGER_WINDOW_S,
-    Impressions,
-    behaviours_before,
-    ranges,
-    request_starts,
-    triggers,
-)
+from training.data.alimama_rules import TRIGGER_WINDOW_S, Impressions
 from training.data.content_encoders import AUTO, ContentEncoder
-from training.data.dataset import SPLITS, Dataset, Items, PreparedWriter, Split
+from training.data.dataset import SPLITS, Dataset, Items, PreparedWriter
 from training.data.embed import Vectors, embed, open_vectors
 from training.data.errors import DataError
 from training.data.mapping import SplitRule
 from training.data.movielens_files import RATINGS, Film, People, Ratings, read_films, read_people, read_ratings
 from training.data.prepare_logs import Cuts, split_times
+from training.data.triggered_requests import TriggeredRequests, by_split
 
 CITATION = "Harper & Konstan, ACM TiiS 2015 (GroupLens); not to be redistributed"
 DEVIATION = "ratings stand for impressions: 4 and 5 are clicks, 1 to 3 are impressions without one"
 CLICK_FROM = 4.0
-MAX_BEHAVIOURS = 1_000  # what the longest history rule searches
-WRITE_REQUESTS = 4_096
 
 
 def prepare_movielens(
@@ -64,18 +54,17 @@ def prepare_movielens(
     """
     films, people = read_films(source), read_people(source)
     ratings = read_ratings(source, films, people)
-    requests = _Requests.of(impressions_of(ratings), people)
+    requests = TriggeredRequests.of(impressions_of(ratings), "time", ())
     if not len(requests.starts):
         raise DataError(
             f"{source / RATINGS}: no rating comes within 4 hours after one of {CLICK_FROM:.0f} or more by its user, "
             "so none has a trigger; nothing was written. Are the times those of the public file?"
         )
-    cuts = requests.cuts()
+    cuts = _cuts(requests)
     vectors = _embed_films(films, out.with_name(f"{out.name}.vectors"), encoder, show_progress)
     dataset = Dataset("movielens", schema_of(), HistoryRules(opening_window_s=TRIGGER_WINDOW_S))
     with PreparedWriter(out, dataset, _items(films, vectors), overwrite) as writer:
-        for split, some in _groups(cuts.split_of(requests.at_ms)):
-            writer.write(split, *requests.batch(some))
+        _write(writer, requests, cuts, people)
         writer.note("ratings", len(ratings.user))
         writer.note("ratings_repeated", requests.impressions.n_repeated)
         writer.note("ratings_without_trigger", len(requests.impressions.user) - len(requests.shown.user))
@@ -120,61 +109,17 @@ def film_text(film: Film) -> str | None:
     return ". ".join(part for part in (film.title, ", ".join(film.genres)) if part) or None
 
 
-@dataclass(frozen=True)
-class _Requests:
-    """All requests; request r shows `shown[starts[r]:starts[r + 1]]`."""
-
-    impressions: Impressions
-    shown: Impressions
-    trigger: Int64[np.ndarray, " N"]  # place among `impressions`
-    starts: Int64[np.ndarray, " R"]
-    people: People
-
-    @classmethod
-    def of(cls, impressions: Impressions, people: People) -> "_Requests":
-        trigger = triggers(impressions)
-        kept = np.flatnonzero(trigger >= 0)
-        shown = impressions.take(kept)
-        return cls(impressions, shown, trigger[kept], request_starts(shown, trigger[kept], "time", ()), people)
-
-    @property
-    def at_ms(self) -> Int64[np.ndarray, " R"]:
-        times: np.ndarray = self.shown.at_s[self.starts] * 1_000
-        return times
-
-    def cuts(self) -> Cuts:
-        """The last tenth of the ratings tests, the tenth before it validates."""
-        minutes, n_ratings = np.unique(self.shown.at_s // 60, return_counts=True)
-        return split_times(Counter(dict(zip(minutes.tolist(), n_ratings.tolist(), strict=True))), SplitRule())
-
-    def batch(self, requests: Int64[np.ndarray, " R"]) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
-        first = self.starts[requests]
-        ends = np.append(self.starts, len(self.shown.user))[requests + 1]
-        candidates, candidate_offsets = ranges(first, ends)
-        user, at_s = self.shown.user[first], self.shown.at_s[first]
-        behaviours, behaviour_offsets = behaviours_before(self.impressions, user, at_s, MAX_BEHAVIOURS)
-        batch = RequestBatch(
-            request_id=_objects([f"{u}-{t}" for u, t in zip(user.tolist(), at_s.tolist(), strict=True)]),
-            requested_at=at_s * 1_000,
-            user={"user": _names(user), **self.people.columns(user)},
-            context={},
-            trigger=_names(self.impressions.ad[self.trigger[first]]),
-            behaviour_item=_names(self.impressions.ad[behaviours]),
-            behaviour_at=self.impressions.at_s[behaviours] * 1_000,
-            behaviour_type=np.full(len(behaviours), "click", dtype=object),
-            behaviour_offsets=behaviour_offsets,
-            candidate=_names(self.shown.ad[candidates]),
-            candidate_offsets=candidate_offsets,
-        )
-        return batch, self.shown.clicked[candidates].astype(np.int8)
+def _cuts(requests: TriggeredRequests) -> Cuts:
+    """The last tenth of the ratings tests, the tenth before it validates."""
+    minutes, n_ratings = np.unique(requests.shown.at_s // 60, return_counts=True)
+    return split_times(Counter(dict(zip(minutes.tolist(), n_ratings.tolist(), strict=True))), SplitRule())
 
 
-def _groups(split_of: Int64[np.ndarray, " R"]) -> Iterator[tuple[Split, Int64[np.ndarray, " R2"]]]:
-    """Requests of one split together, at most WRITE_REQUESTS of them."""
-    for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(split_of == number)
-        for start in range(0, len(rows), WRITE_REQUESTS):
-            yield split, rows[start : start + WRITE_REQUESTS]
+def _write(writer: PreparedWriter, requests: TriggeredRequests, cuts: Cuts, people: People) -> None:
+    user, at_s = requests.shown.user[requests.starts], requests.shown.at_s[requests.starts]
+    for split, some in by_split(np.array(SPLITS)[cuts.split_of(at_s * 1_000)]):
+        names = objects(f"{u}-{t}" for u, t in zip(user[some].tolist(), at_s[some].tolist(), strict=True))
+        writer.write(split, *requests.batch(some, names, people.columns(user[some]), {}))
 
 
 def _items(films: Mapping[int, Film], vectors: Vectors) -> Items:
@@ -200,13 +145,3 @@ def _embed_films(
             file.write(json.dumps({"id": str(film_id), "text": film_text(film)}) + "\n")
     embed(items, folder, encoder, show_progress=show_progress)
     return open_vectors(folder)
-
-
-def _names(ids: Int64[np.ndarray, " N"]) -> Shaped[np.ndarray, " N"]:
-    return _objects([str(value) for value in ids.tolist()])
-
-
-def _objects(values: list[str]) -> Shaped[np.ndarray, " N"]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

@@ -27,7 +27,7 @@ from jaxtyping import Int8
 from rich.console import Console
 from rich.progress import track
 
-from service.contract.requests import RequestBatch
+from service.contract.requests import RequestBatch, objects
 from service.contract.rules import HistoryRules
 from service.contract.schema import FeatureSchema, Field
 from training.data.content_encoders import AUTO, ContentEncoder
@@ -219,21 +219,21 @@ def _groups(requests: Iterator[tuple[Split, Request]]) -> Iterator[tuple[Split, 
 def _to_batch(requests: list[Request], graph: Graph, with_goal: bool) -> tuple[RequestBatch, Int8[np.ndarray, " N"]]:
     shown = [graph.links[request.view.article] for request in requests]
     behaviours = [behaviour for request in requests for behaviour in request.behaviours]
-    context = {"page_number": _objects([float(request.view.number) for request in requests])}
+    context = {"page_number": objects(float(request.view.number) for request in requests)}
     if with_goal:
-        context["goal"] = _objects([request.goal for request in requests])
-        context["goal_category"] = _objects([_top(graph, request.goal) for request in requests])
+        context["goal"] = objects(request.goal for request in requests)
+        context["goal_category"] = objects(_top(graph, request.goal) for request in requests)
     batch = RequestBatch(
-        request_id=_objects([request.request_id for request in requests]),
+        request_id=objects(request.request_id for request in requests),
         requested_at=np.array([request.view.at_ms for request in requests], dtype=np.int64),
-        user={"user": _objects([request.user for request in requests])},
+        user={"user": objects(request.user for request in requests)},
         context=context,
-        trigger=_objects([request.view.article for request in requests]),
-        behaviour_item=_objects([article for _, article in behaviours]),
+        trigger=objects(request.view.article for request in requests),
+        behaviour_item=objects(article for _, article in behaviours),
         behaviour_at=np.array([at for at, _ in behaviours], dtype=np.int64),
-        behaviour_type=_objects(["click"] * len(behaviours)),
+        behaviour_type=objects(["click"] * len(behaviours)),
         behaviour_offsets=_offsets([len(request.behaviours) for request in requests]),
-        candidate=_objects([article for links in shown for article in links]),
+        candidate=objects(article for links in shown for article in links),
         candidate_offsets=_offsets([len(links) for links in shown]),
     )
     clicked = [article == r.view.clicked for r, links in zip(requests, shown, strict=True) for article in links]
@@ -287,9 +287,3 @@ def _name(with_goal: bool) -> str:
 
 def _offsets(lengths: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _objects(values: list[str] | list[float] | list[str | None]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array

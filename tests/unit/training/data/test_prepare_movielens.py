@@ -10,7 +10,7 @@ import pytest
 from cyclopts import App
 from jaxtyping import Int64
 
-from training.data import prepare_movielens as movielens
+from training.data import triggered_requests
 from training.data.alimama_rules import Impressions, behaviours_before
 from training.data.check_requests import check_requests
 from training.data.commands import register_data
@@ -132,7 +132,7 @@ def test_behaviours_that_are_not_strictly_before_are_caught(tmp_path: Path, monk
     ) -> object:
         return behaviours_before(impressions, user, at_s + 1, at_most)
 
-    monkeypatch.setattr(movielens, "behaviours_before", not_strict)
+    monkeypatch.setattr(triggered_requests, "behaviours_before", not_strict)
     with pytest.raises(AssertionError):
         test_every_request_is_as_the_rules_say(tmp_path)
 
