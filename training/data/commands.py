@@ -1,17 +1,15 @@
-"""The data verbs of `daian`: `data prepare logs|wikispeedia|alimama|movielens`, `data simulate|check|stats|join`,
-and `embed`.
+"""The data verbs of `daian`: `data simulate|check|stats|join`, and `embed`; `data prepare` is in `prepare_commands`.
 
 Registered by `training/commands.py`. Nothing heavy is imported before a verb runs: `daian --help` stays quick.
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-if TYPE_CHECKING:
-    from training.data.dataset import Dataset
+from training.data.prepare_commands import AsJson, Overwrite, register_prepare, show
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -19,169 +17,11 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 def register_data(app: App) -> None:
     """Adds `data` and `embed` to the `daian` command."""
     data = App("data", help="Prepare, simulate, check and look at data.")
-    prepare = App("prepare", help="Make a prepared data folder from logs or a public data set.")
-    prepare.command(prepare_logs, name="logs")
-    prepare.command(prepare_wikispeedia, name="wikispeedia")
-    prepare.command(prepare_alimama, name="alimama")
-    prepare.command(prepare_movielens, name="movielens")
-    data.command(prepare)
+    register_prepare(data)
     for verb in (simulate, check, stats, join):
         data.command(verb)
     app.command(data)
     app.command(embed)
-
-
-def prepare_logs(
-    *,
-    mapping: Path | None = None,
-    out: Path | None = None,
-    encoder: str = "auto",
-    max_missing: float = 0.5,
-    overwrite: bool = False,
-    example: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Prepare a shop's own tables (parquet or CSV): impressions, items, and if there are any behaviours and users.
-
-    Parameters
-    ----------
-    mapping
-        A JSON file that says which files and columns mean what.
-    out
-        The folder to make.
-    encoder
-        Encodes item texts and images when the mapping names no vectors; as for `daian embed`.
-    max_missing
-        Largest share of missing values (empty, NaN, infinite) that a feature column may have.
-    overwrite
-        Replace a prepared folder that is there already.
-    example
-        Print a mapping file to start from, and stop.
-    as_json
-        Print the report as JSON.
-    """
-    from training.data import prepare_logs as logs
-    from training.data.mapping import EXAMPLE
-
-    if example:
-        print(EXAMPLE, end="")
-        return
-    if mapping is None or out is None:
-        raise ValueError("give --mapping FILE and --out FOLDER, or --example for a mapping file to start from")
-    dataset = logs.prepare_logs(mapping, out, encoder=encoder, max_missing=max_missing, overwrite=overwrite)
-    _show(dataset, out, as_json)
-
-
-def prepare_wikispeedia(
-    source: Path,
-    *,
-    out: Path,
-    encoder: str = "auto",
-    with_goal: bool = False,
-    text: Literal["title and category", "title"] = "title and category",
-    behaviour_days: float = 14,
-    overwrite: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Prepare Wikispeedia: each article that a player reads is a trigger, its links are the candidates.
-
-    Parameters
-    ----------
-    source
-        The folder with SNAP's files (articles.tsv, categories.tsv, links.tsv, paths_unfinished.tsv,
-        paths_finished.tsv).
-    out
-        The folder to make.
-    encoder
-        Encodes the articles; as for `daian embed`.
-    with_goal
-        Add the article that the player wants to reach as a context field. A shop has no such field.
-    text
-        What is encoded of an article.
-    behaviour_days
-        How far back a request's behaviours go.
-    overwrite
-        Replace a prepared folder that is there already.
-    as_json
-        Print the report as JSON.
-    """
-    from training.data import prepare_wikispeedia as wikispeedia
-
-    dataset = wikispeedia.prepare_wikispeedia(
-        source, out, encoder, with_goal, text=text, behaviour_days=behaviour_days, overwrite=overwrite
-    )
-    _show(dataset, out, as_json)
-
-
-def prepare_alimama(
-    source: Path,
-    *,
-    out: Path,
-    by: Literal["time", "trigger"] = "time",
-    with_behaviour_log: bool = False,
-    validation_share: float = 0.1,
-    overwrite: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Prepare Alimama's display advertising logs (Tianchi 56): the last ad clicked within four hours is the trigger.
-
-    Parameters
-    ----------
-    source
-        The folder with raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv.
-    out
-        The folder to make.
-    by
-        What makes one request: impressions of a user at the same time, or under the same trigger.
-    with_behaviour_log
-        Count the category behaviours of the 22-day log as context fields.
-    validation_share
-        Share of the users whose day 7 is the validation; 0 leaves all 7 days to the training, as in the paper.
-    overwrite
-        Replace a prepared folder that is there already.
-    as_json
-        Print the report as JSON.
-    """
-    from training.data import prepare_alimama as alimama
-
-    dataset = alimama.prepare_alimama(
-        source,
-        out,
-        by,
-        with_behaviour_log=with_behaviour_log,
-        validation_share=validation_share,
-        overwrite=overwrite,
-    )
-    _show(dataset, out, as_json)
-
-
-def prepare_movielens(
-    source: Path,
-    *,
-    out: Path,
-    encoder: str = "auto",
-    overwrite: bool = False,
-    as_json: Json = False,
-) -> None:
-    """Prepare MovieLens-100k: a rating of 4 or 5 is a click, the last one within four hours the trigger. For plumbing.
-
-    Parameters
-    ----------
-    source
-        The folder with RecBole's ml-100k.inter, ml-100k.item and ml-100k.user.
-    out
-        The folder to make.
-    encoder
-        Encodes titles and genres; as for `daian embed`.
-    overwrite
-        Replace a prepared folder that is there already.
-    as_json
-        Print the report as JSON.
-    """
-    from training.data import prepare_movielens as movielens
-
-    dataset = movielens.prepare_movielens(source, out, encoder, overwrite=overwrite)
-    _show(dataset, out, as_json)
 
 
 def simulate(
@@ -192,8 +32,8 @@ def simulate(
     users: int | None = None,
     items: int | None = None,
     seed: int | None = None,
-    overwrite: bool = False,
-    as_json: Json = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a shop world whose truth is known: eight days, six of them for training. See docs/world.md.
 
@@ -212,10 +52,6 @@ def simulate(
         How many items there are, instead of the preset's.
     seed
         The same seed and sizes give the same files. 0 if not given.
-    overwrite
-        Replace a prepared folder that is there already.
-    as_json
-        Print the report as JSON.
     """
     from dataclasses import replace
 
@@ -230,7 +66,7 @@ def simulate(
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("simulating", total=world.n_requests)
         dataset = simulate_world(out, world, overwrite, lambda made: bar.advance(task, made))
-    _show(dataset, out, as_json)
+    show(dataset, out, as_json)
 
 
 def check(data: Path, *, leak_auc: float = 0.95, as_json: Json = False) -> int:
@@ -269,7 +105,7 @@ def stats(data: Path, *, as_json: Json = False) -> None:
     """
     from training.data.dataset import open_dataset
 
-    _show(open_dataset(data), data, as_json)
+    show(open_dataset(data), data, as_json)
 
 
 def join(*, requests: Path, clicks: Path, data: Path, out: Path, window_s: int = 3_600) -> None:
@@ -347,9 +183,3 @@ def embed(
         device=device,
     )
     print(report)
-
-
-def _show(dataset: "Dataset", out: Path, as_json: bool) -> None:
-    from training.data.show_report import dataset_lines
-
-    print(json.dumps(dict(dataset.report), indent=1) if as_json else "\n".join(dataset_lines(dataset, out)))
