@@ -166,11 +166,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
-def all_recipes() -> list[str]:
-    """Every name that `recipe` knows."""
-    return [*RECIPES, *(f"{table}/{row}" for table in TABLES for row in ROWS)]
-
-
 def recipe(name: str) -> TrainConfig:
     """The config of a recipe. Raises ValueError listing the recipes for an unknown name."""
     if "/" in name:

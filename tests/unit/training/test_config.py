@@ -6,17 +6,20 @@ import pytest
 
 from training.config import from_dict, to_dict
 from training.models import spec_of
-from training.recipes import all_recipes, recipe
+from training.recipes import RECIPES, TABLES, recipe
+from training.rows import ROWS
+
+ALL = [*RECIPES, *(f"{table}/{row}" for table in TABLES for row in ROWS)]
 
 
-@pytest.mark.parametrize("name", all_recipes())
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_survives_json(name: str) -> None:
     config = recipe(name)
     assert config.name == name
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize("name", all_recipes())
+@pytest.mark.parametrize("name", ALL)
 def test_every_recipe_names_a_model_of_the_registry_and_has_stages(name: str) -> None:
     config = recipe(name)
     assert spec_of(config.model).stages(config.model)
