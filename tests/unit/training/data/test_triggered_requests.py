@@ -50,7 +50,7 @@ def rows_of(requests: TriggeredRequests) -> list[tuple[object, ...]]:
             row["trigger"],
             row["candidates"],
             part.tolist(),
-            [(behaviour["item"], behaviour["at"], behaviour["type"]) for behaviour in row["behaviours"]],
+            [(b["item"], b["at"], b["type"]) for b in row["behaviours"]],  # type: ignore[attr-defined]
         )
         for row, part in zip(batch.to_rows(), parts, strict=True)
     ]
