@@ -18,13 +18,14 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from service.api_keys import KeyRing
+from service.contract.pointer import bundle_to_open
 from service.embedded_store import embedded_store
 from service.http_guard import GuardedConfig, GuardedProtocol, Guards
-from service.runtime import bundle_to_open
 from service.settings import Settings, read_settings, variable
 
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
+STUCK_S = 5  # a worker that is silent for so long, the interpreter's lock held, is killed and replaced
 
 
 class Supervisor(Multiprocess):
@@ -103,9 +104,11 @@ def server_config(settings: Settings) -> GuardedConfig:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who a proxy speaks for, and no header is believed in that
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
+        timeout_worker_healthcheck=STUCK_S,
     )
     config.guards = Guards(settings.max_header_bytes, settings.receive_timeout_s, settings.max_connections_per_peer)
     return config
