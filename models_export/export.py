@@ -31,6 +31,7 @@ from training.checkpoint import Run, open_run
 from training.config import to_dict
 from training.data.dataset import Dataset, open_catalogue, open_dataset, split_files
 from training.data.request_files import read_requests
+from training.data.whole_files import folders_above
 
 BUNDLE_NAME = "daian"
 PRERANK_FOLDER = "prerank"  # the service opens what lies there as the stage before ranking
@@ -65,8 +66,8 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
     run = open_run(plan.run, open_catalogue(plan.data))
     preranker = None if plan.prerank is None else _open_preranker(plan.prerank, run, plan)
     requests = _sample(plan.data)
-    plan.bundles.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=plan.bundles) as staging:
+    above = folders_above(plan.bundles / plan.name)
+    with above, tempfile.TemporaryDirectory(prefix=".export.", dir=plan.bundles) as staging:
         folder = Path(staging)
         made = _fill(folder, run, requests, plan.allow_low_recall, tell)
         if preranker is not None:

@@ -30,8 +30,10 @@ def register(app: App) -> None:
     register_data(app)
 
 
-def train(recipe: str, *, data: Path, out: Path) -> None:
+def train(recipe: str, *, data: Path, out: Path, check: bool = True) -> None:
     """Train a recipe on a prepared data folder; again with the same arguments, it goes on where it was interrupted.
+
+    Data that `daian data check` finds fault with is refused before the first step.
 
     Parameters
     ----------
@@ -41,17 +43,22 @@ def train(recipe: str, *, data: Path, out: Path) -> None:
         A folder made by `daian data prepare` or `daian data simulate`.
     out
         The run folder: weights, encoder, config, checkpoints, curves.
+    check
+        Look through the data first, all of it, once; a run that goes on has been through it.
     """
-    run_training(recipe, data, out)
+    run_training(recipe, data, out, check)
 
 
-def run_training(recipe: str, data: Path, out: Path) -> dict[str, float]:
+def run_training(recipe: str, data: Path, out: Path, check: bool = True) -> dict[str, float]:
     """What `train` does; returns the validation numbers."""
+    from training.data.check_requests import refuse_unfit
     from training.progress import RunProgress
     from training.recipes import recipe as recipe_of
     from training.train import train as train_run
 
     config = recipe_of(recipe)
+    if check and not (out / "config.json").is_file():
+        refuse_unfit(data, show_progress=sys.stderr.isatty())
     with RunProgress(out) as progress:
         numbers = train_run(config, data, out, progress, export_check())
         shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())

@@ -1,12 +1,14 @@
 """`daian data check`: refuses prepared data that would teach a model something wrong.
 
-Called by the command line, and by whoever wants to be sure before a long run. It reads every request once, changes
-nothing, and lists every problem it found: damaged, empty or foreign files, behaviours that are not before their
-request, repeated requests or candidates, splits that are not one after the other in time (a validation may be parted
-from the training by users instead), and single fields that tell the clicks (`leakage`). Unknown rates and shifts of the
-later days are reported, not judged.
+Called by the command line, and by `daian train` before its first step (`refuse_unfit`). It reads every request once,
+changes nothing, and lists every problem it found: damaged, empty or foreign files, a catalogue that is not the one that
+was prepared, columns that are missing, numbers that are none, behaviours that are not before their request, repeated
+requests or candidates, splits that are not one after the other in time (a validation may be parted from the training by
+users instead), and single fields that tell the clicks (`leakage`). Unknown rates and shifts of the later days are
+reported, not judged.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +17,20 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
-from jaxtyping import Int8, Int64, UInt64
+from jaxtyping import Int8, Int64, Shaped, UInt64
 from rich.console import Console
 from rich.progress import Progress
 
 from service.contract.encoder import Encoder
 from service.contract.requests import RequestBatch
-from training.data.dataset import SPLITS, Dataset, open_dataset
+from training.data.dataset import SPLITS, Dataset, changed_catalogue_files, open_dataset
 from training.data.errors import DataError
 from training.data.fit_encoder import fit_encoder
 from training.data.leakage import LabelCounts, single_field_aucs, stability
 from training.data.request_files import file_columns, read_row_group, request_files, row_group_sizes
 
 LEAK_AUC = 0.95
+LEAST_OF_EACH = 10  # clicks, and candidates without one, below which an AUC is chance
 _OOV = 1
 _MOST_TOLD = 20  # problems of one kind that are written out
 
@@ -66,9 +69,23 @@ def check_requests(folder: Path, leak_auc: float | None = LEAK_AUC, show_progres
     return check
 
 
+def refuse_unfit(folder: Path, show_progress: bool = True) -> None:
+    """Raises DataError with everything that `check_requests` finds wrong; nothing has been trained then."""
+    problems = check_requests(folder, show_progress=show_progress).problems
+    if problems:
+        found = "\n".join(f"  {problem}" for problem in problems)
+        raise DataError(
+            f"{folder} is not fit for training, {len(problems)} problems:\n{found}\n"
+            "Repair the tables and prepare the data again; --no-check trains on it as it is."
+        )
+
+
 def _file_problems(folder: Path, dataset: Dataset) -> list[str]:
-    """Missing splits, empty files, and columns that differ from the schema: all of them."""
-    problems: list[str] = []
+    """A changed catalogue, missing splits, empty files, and columns that differ from the schema: all of them."""
+    problems = [
+        f"{path}: damaged or changed since it was prepared (SHA-256); restore it or prepare the data again"
+        for path in changed_catalogue_files(folder)
+    ]
     wanted = file_columns(dataset.schema)
     for split in SPLITS:
         if split != "train" and not (folder / split).is_dir():
@@ -101,6 +118,7 @@ def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool)
         first_at, last_at, n_requests = np.iinfo(np.int64).max, -1, 0
         for place, first_row, batch, clicks in _row_groups(folder / split, show_progress):
             check.problems += _request_problems(f"{place}", first_row, batch)
+            check.problems += _value_problems(f"{place}", first_row, batch, clicks)
             counts[split].add(batch, clicks, encoder.encode(batch))
             hashes.append(np.array([xxhash.xxh3_64_intdigest(r.encode()) for r in batch.request_id], np.uint64))
             first_at, last_at = (
@@ -159,6 +177,24 @@ def _request_problems(path: str, first_row: int, batch: RequestBatch) -> list[st
     return problems + _told(path, first_row, empty, "candidate", "no candidates")
 
 
+def _value_problems(path: str, first_row: int, batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> list[str]:
+    """Clicks that are neither, and numbers that are none: our own writer stores a missing number as missing."""
+    odd = batch.candidate_request[(clicks != 0) & (clicks != 1)]
+    problems = _told(path, first_row, odd, "clicked", "neither 0 nor 1 for a click")
+    for side, columns in (("user", batch.user), ("context", batch.context)):
+        for name, column in columns.items():
+            broken = _not_finite(column)
+            problems += _told(path, first_row, broken, f"{side}.{name}", "a number that is NaN or infinite")
+    return problems
+
+
+def _not_finite(column: Shaped[np.ndarray, " R"]) -> Int64[np.ndarray, " X"]:
+    """The places of numbers that are none; a missing value is None, and no number."""
+    return np.array(
+        [row for row, value in enumerate(column) if isinstance(value, float) and not math.isfinite(value)], np.int64
+    )
+
+
 def _told(path: str, first_row: int, requests: Int64[np.ndarray, " X"], column: str, what: str) -> list[str]:
     rows = np.unique(requests) + first_row
     told = [f"{path}, row {row}, column {column}: {what}" for row in rows[:_MOST_TOLD]]
@@ -190,8 +226,14 @@ def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check
         f"{name} alone tells the clicks (AUC {auc:.3f}): it was probably made from them; leave it out, or make it "
         "from earlier days"
         for name, auc in check.aucs.items()
-        if auc > leak_auc
+        if auc > leak_auc and _is_no_chance(later, name)
     ]
+
+
+def _is_no_chance(counts: LabelCounts, name: str) -> bool:
+    """Whether there are enough of both kinds for an AUC to say something."""
+    n_labelled, n_shown = int(counts.labelled[name].sum()), int(counts.shown[name].sum())
+    return min(n_labelled, n_shown - n_labelled) >= LEAST_OF_EACH
 
 
 def _report_unknown(counts: dict[str, LabelCounts], encoder: Encoder, check: Check) -> None:

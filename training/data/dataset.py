@@ -2,6 +2,7 @@
 
     <folder>/dataset.json            Dataset: name, fields, history rules, similarity range, time windows, report
     <folder>/catalogue/              every item, raw (service.contract.catalogue)
+    <folder>/catalogue.sha256        the hash of each of its files, as `sha256sum --check` takes them
     <folder>/train|validation|test/  request files, at most `FILE_REQUESTS` requests each
 
 `PreparedWriter` builds it in a folder of its own beside the target and renames it at the end: a prepared folder is
@@ -27,10 +28,11 @@ from service.contract.schema import FeatureSchema
 from training.data.errors import DataError
 from training.data.report import RequestReport
 from training.data.request_files import RequestFileWriter, request_files, write_requests
-from training.data.whole_files import sync_to_disk
+from training.data.whole_files import missing_above, remove_empty, sync_to_disk
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CATALOGUE_HASHES = "catalogue.sha256"
 FILE_REQUESTS = 65_536
 DATASET_VERSION = 1
 
@@ -114,6 +116,29 @@ def open_catalogue(folder: Path) -> Catalogue:
     return Catalogue.open(folder / "catalogue")
 
 
+def changed_catalogue_files(folder: Path) -> list[Path]:
+    """Files of the catalogue that are not as they were prepared, or gone; none where nobody noted their hashes.
+
+    Request files carry checksums of their own, the arrays of a catalogue do not.
+    """
+    try:
+        noted = (folder / CATALOGUE_HASHES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:  # prepared by an earlier version
+        return []
+    changed = []
+    for line in noted:
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file() or _sha256(path) != digest:
+            changed.append(path)
+    return changed
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def split_files(folder: Path, split: Split) -> list[Path]:
     """The request files of one split. Raises DataError when there are none."""
     return request_files(folder / split)
@@ -127,7 +152,8 @@ class PreparedWriter:
             writer.note("skipped_rows", 3)         # optional: a line for the report
 
     On leaving the block the catalogue is stored with the popularity counted on the training days (clicks of each item),
-    `windows` and `report` are filled in, and the folder takes its name. After an error nothing is left.
+    `windows` and `report` are filled in, and the folder takes its name. After an error nothing is left, nor of the
+    folders above that were made for it.
     """
 
     def __init__(self, folder: Path, dataset: Dataset, items: Items, overwrite: bool = False) -> None:
@@ -136,11 +162,12 @@ class PreparedWriter:
         self.dataset = dataset
         self._refuse_foreign_folder(overwrite)
         self._partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self.catalogue = Catalogue.build(
+        self.catalogue = Catalogue.build(  # before a folder is made: items may be wrong
             items.ids, items.fields, vectors=items.vectors, codes=items.codes, has_vector=items.has_vector
         )
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._made = missing_above(folder)
+        self._partial.mkdir(parents=True)
         self._clicks = np.zeros(self.catalogue.n_items + 1, dtype=np.int64)
         self._reports = {split: RequestReport(dataset.schema, self.catalogue, dataset.n_levels) for split in SPLITS}
         self._files: dict[str, RequestFileWriter] = {}
@@ -198,6 +225,7 @@ class PreparedWriter:
         for file in self._files.values():
             file.abandon()
         shutil.rmtree(self._partial, ignore_errors=True)
+        remove_empty(self._made)
 
     def _refuse_foreign_folder(self, overwrite: bool) -> None:
         if not self.folder.exists():
@@ -222,6 +250,9 @@ class PreparedWriter:
         self._clicks[0] = 0  # clicks on items that the catalogue does not know say nothing about row 0
         self.catalogue.popularity = self._clicks.astype(np.float32)
         self.catalogue.save(self._partial / "catalogue")
+        files = sorted((self._partial / "catalogue").iterdir())
+        hashes = "".join(f"{_sha256(file)}  catalogue/{file.name}\n" for file in files)
+        (self._partial / CATALOGUE_HASHES).write_text(hashes, encoding="utf-8")
         return replace(
             self.dataset,
             windows={split: self._reports[split].window for split in SPLITS if split in reports},

@@ -53,6 +53,7 @@ from training.data.alimama_rules import (
 )
 from training.data.dataset import Dataset, Items, PreparedWriter
 from training.data.triggered_requests import TriggeredRequests, by_split
+from training.data.whole_files import folders_above
 
 DAY_S = 86_400
 BEIJING_S = 8 * 3_600  # the days of the set are days of Beijing
@@ -81,8 +82,7 @@ def prepare_alimama(
         )
     ads = read_ads(source / "ad_feature.csv")
     profiles = read_profiles(source / "user_profile.csv")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.parts-", dir=out.parent) as folder:
+    with folders_above(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.parts-", dir=out.parent) as folder:
         parts, logs = _deal(source, Path(folder), with_behaviour_log, n_parts, show_progress)
         days = _Days.of(parts, validation_share)
         clicks = _training_clicks(parts, days)

@@ -4,7 +4,9 @@ flushes to the disk; called by whatever writes a file that is read again later.
 A rename is safe only when the content was flushed before it and the folder's list of names after it.
 """
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -29,3 +31,27 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Makes the folders that a path will lie in; after an error in the block, those that were made go again."""
+    made = missing_above(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def missing_above(path: Path) -> list[Path]:
+    """The folders above a path that are not there yet, the deepest first."""
+    return [folder for folder in path.parents if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those that are there and hold nothing: what was made for a work that came to nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

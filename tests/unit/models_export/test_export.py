@@ -59,6 +59,23 @@ def test_a_failed_gate_publishes_nothing(
     assert sorted(path.name for path in root.iterdir()) == ["current", "daian"]
 
 
+def test_a_failed_gate_leaves_no_folder_that_it_made(
+    run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ParityError("logits differ by 0.3")
+
+    def folders_left() -> list[str]:
+        with pytest.raises(ParityError):
+            export(ExportPlan(run, world, tmp_path / "new" / "bundles"), tell=lambda _: None)
+        return [path.name for path in tmp_path.iterdir()]
+
+    monkeypatch.setattr(models_export.export, "_fill", refuse)
+    assert folders_left() == []
+    monkeypatch.setattr("training.data.whole_files.remove_empty", lambda _: None)
+    assert folders_left() == ["new"]  # the saboteur: without a look back it stays
+
+
 def test_without_promotion_the_pointer_stays(run: Path, world: Path, tmp_path: Path) -> None:
     made = export(ExportPlan(run, world, tmp_path, promote=False), tell=lambda _: None)
     assert read_bundle(made.path).version == made.version

@@ -6,10 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.contract.errors import SchemaError
 from service.contract.rules import HistoryRules
 from tests.unit.training.data.shop import N_ITEMS, SCHEMA, START_MS, prepare_small, random_requests, small_items
 from training.data import dataset as dataset_module
-from training.data.dataset import Dataset, PreparedWriter, open_catalogue, open_dataset, split_files
+from training.data.dataset import (
+    CATALOGUE_HASHES,
+    Dataset,
+    Items,
+    PreparedWriter,
+    changed_catalogue_files,
+    open_catalogue,
+    open_dataset,
+    split_files,
+)
 from training.data.errors import DataError
 from training.data.request_files import read_requests
 
@@ -70,6 +80,41 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_none_of_the_folders_above_that_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+
+    def left_by_an_error() -> list[str]:
+        empty = PreparedWriter(tmp_path / "there/new/er/data", Dataset("small", SCHEMA, HistoryRules()), small_items())
+        with pytest.raises(DataError, match="no training requests"), empty:
+            pass
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+
+    assert left_by_an_error() == ["there"]
+    monkeypatch.setattr(dataset_module, "remove_empty", lambda _: None)
+    assert left_by_an_error() == ["there", "there/new", "there/new/er"]  # the saboteur
+
+
+def test_items_that_are_wrong_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError):
+        PreparedWriter(tmp_path / "new/data", Dataset("small", SCHEMA, HistoryRules()), Items(["a", "a"], {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_catalogue_is_known_by_file(tmp_path: Path) -> None:
+    prepare_small(tmp_path / "data")
+    assert changed_catalogue_files(tmp_path / "data") == []
+    codes, popularity = (tmp_path / "data/catalogue" / name for name in ("codes.npy", "popularity.npy"))
+    content = bytearray(codes.read_bytes())
+    content[-1] ^= 1
+    codes.write_bytes(content)
+    popularity.unlink()
+    assert changed_catalogue_files(tmp_path / "data") == [codes, popularity]
+    (tmp_path / "data" / CATALOGUE_HASHES).unlink()  # the saboteur, and what was prepared before hashes were noted
+    assert changed_catalogue_files(tmp_path / "data") == []
 
 
 def test_no_training_request_is_an_error(tmp_path: Path) -> None:

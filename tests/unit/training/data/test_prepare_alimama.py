@@ -224,6 +224,14 @@ def test_every_request_is_as_the_rules_say(tmp_path: Path, n_parts: int) -> None
     assert check_requests(out, show_progress=False).problems == []
 
 
+def test_a_preparation_that_fails_leaves_none_of_the_folders_that_it_made(tmp_path: Path) -> None:
+    make_source(tmp_path / "public")
+    (tmp_path / "public/raw_sample.csv").write_text("user,time_stamp\n")
+    with pytest.raises(DataError):
+        prepare_alimama(tmp_path / "public", tmp_path / "new/er/prepared", show_progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["public"]
+
+
 def test_seven_days_train_one_day_tests_and_some_users_validate(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "prepared"
     windows = prepare_alimama(source, out, validation_share=0.5, show_progress=False).windows
