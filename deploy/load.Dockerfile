@@ -1,5 +1,6 @@
 # The load generator: locust and our locustfile. Build from the project's root; used by the `load` profile alone.
-FROM python:3.11-slim
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # Exact versions, each file by its hash; `make lock` renews the list.

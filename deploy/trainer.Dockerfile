@@ -2,7 +2,8 @@
 #   docker build -f deploy/trainer.Dockerfile -t daian-trainer .
 # Everything is installed by hash, torch too, in PyPI's build (CUDA on x86-64). Another build is yours to choose, and torch then has
 # no hash: --build-arg TORCH=torch==2.14.1, and --build-arg PIP_EXTRA_INDEX_URL=... for a CPU wheel.
-FROM python:3.11-slim
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 ARG TORCH=
 ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

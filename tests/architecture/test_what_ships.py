@@ -338,6 +338,33 @@ def test_the_store_has_no_way_out_and_the_grace_is_long_enough() -> None:
     assert grace_s >= Settings().drain_s + Settings().grace_s + 2
 
 
+def base_images(dockerfile: str) -> list[str]:
+    """What an image is built on, with the default of the argument that names it."""
+    default = dict(re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.MULTILINE))
+    found = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    return [default.get(one.strip("${}"), one) if one.startswith("$") else f"{one} unnamed" for one in found]
+
+
+def is_of_one_release(image: str) -> bool:
+    """Whether a tag names the version of what is in it and the release of the system below."""
+    return re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-slim)?-bookworm|[a-z/]+@sha256:[0-9a-f]{64}", image) is not None
+
+
+def test_base_images_are_named_once_and_may_be_named_otherwise() -> None:
+    (python,) = {image for path in DOCKERFILES for image in base_images(path.read_text())}
+    given = {one["build"]["args"]["PYTHON_IMAGE"] for one in COMPOSE["services"].values() if "build" in one}
+    assert given == {f"${{PYTHON_IMAGE:-{python}}}"}
+    (redis,) = re.findall(r"^\$\{REDIS_IMAGE:-(\S+)\}$", COMPOSE["services"]["redis"]["image"])
+    assert is_of_one_release(python)
+    assert is_of_one_release(redis)
+
+
+@pytest.mark.parametrize("image", ["python", "python:3", "python:latest", "redis:7", "python:3.11-slim", "x@sha256:1"])
+def test_a_base_image_that_drifts_is_found(image: str) -> None:
+    assert not is_of_one_release(image)
+    assert base_images(f"FROM {image} AS build\n") == [f"{image} unnamed"]
+
+
 def test_no_dockerfile_ends_as_root_or_trains_to_serve() -> None:
     for path in DOCKERFILES:
         assert re.findall(r"^USER (\S+)", path.read_text(), re.MULTILINE)[-1] == "10001:10001", path
