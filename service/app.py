@@ -37,6 +37,7 @@ from service.api_keys import KeyRing
 from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError, DaianError
 from service.errors import BadRequest, MethodNotAllowed, NotFound
+from service.http_guard import DOORWAY
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.process_tuning import calm_the_collector
 from service.quotas import TenantQuotas
@@ -128,12 +129,12 @@ def create_app(settings: Settings, store: UserStore | None = None, drains: bool 
     parts = make_parts(settings, store)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         async with running(parts):
             if drains:
                 drain_on_sigterm(parts.health, settings.drain_s)
                 swap_on_sighup(parts.swap)
-            yield
+            yield {DOORWAY: Doorway(app, parts)}
 
     routers = [router(parts)]
     if settings.admin_port is None and settings.keys_file is not None:

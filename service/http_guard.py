@@ -2,31 +2,34 @@
 
 Used by `serving.py` for every connection. A cap on the bytes of a request's headers and of what frames its body, a time
 within which headers and body must arrive and an answer must be taken, and a number of open connections per address.
-Refuses what the parser lets through and RFC 9112 does not. Works on bytes and timers alone: httptools parses. Never
-repeats a byte of the input.
+Refuses what the parser lets through and RFC 9112 does not. Asks the app's doorway, where the lifespan hands one over,
+and writes its refusal itself. Works on bytes and timers alone: httptools parses. Never repeats a byte of the input.
 """
 
 import asyncio
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import httptools
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.deadline import IS_GONE
 from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
 
 if TYPE_CHECKING:
     from service.shared_listener import Tally
 
+DOORWAY = "doorway"  # where a `Door` stands, among what the app's lifespan hands over
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+CLOSES = (b"connection", b"close")
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
 
@@ -48,6 +51,23 @@ NOT_HTTP = _last_answer(b"400 Bad Request", BadRequest("this is not a request of
 
 class NotHttpError(ValueError):
     """A message that the parser lets through and RFC 9112 does not."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The whole of a 503."""
+
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Door(Protocol):
+    """Knows from a request's headers that it has no chance (`service/api/doorway.py`)."""
+
+    def turn_away(
+        self, method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], port: int | None
+    ) -> Refusal | None:
+        """`target`: path and query as they came; `port`: where the server listens. None: let it in."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._n_framing_bytes = 0
         self._in_headers = True
         self._is_refused = False
+        self._is_turned_away = False
+        self._door: Door | None = app_state.get(DOORWAY)
         self._arrival: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
 
@@ -171,7 +193,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """A new message, maybe behind another in the same bytes: its headers and its time are counted from here."""
         self._in_headers = True
         self._expect_message()
+        self._unset_keepalive_if_required()  # one turned away in front of it, in the same bytes, has set it
         super().on_message_begin()
+        self.scope[IS_GONE] = self.transport.is_closing  # type: ignore[literal-required]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, but not a trailer: nothing that comes behind the body may pass for what stood before it."""
@@ -190,15 +214,42 @@ class GuardedProtocol(HttpToolsProtocol):
             raise NotHttpError("a tunnel")
         if self.parser.should_upgrade():
             return  # `_stay` begins once more
-        super().on_headers_complete()
+        if self.transport.is_closing():
+            self._is_turned_away = True  # behind the last answer of this connection
+        elif refusal := self._refusal():
+            self._turn_away(refusal)
+        else:
+            super().on_headers_complete()
         self._in_headers = False
         self._n_header_bytes = self._n_framing_bytes = self._n_body_bytes = 0
+
+    def _refusal(self) -> Refusal | None:
+        """What the doorway says, where it is this request's turn to be answered."""
+        cycle: object = self.cycle  # None until a request begins, whatever its type says
+        if self._door is None or not (cycle is None or self.cycle.response_complete) or self.flow.write_paused:
+            return None
+        port = self.server[1] if self.server else None
+        return self._door.turn_away(self.parser.get_method(), self.url, self.headers, port)
+
+    def _turn_away(self, refusal: Refusal) -> None:
+        """Writes the whole answer at once; what is still to come of the request is read and dropped."""
+        self._is_turned_away = True
+        lines = [b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *refusal.headers)]
+        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if not stays and CLOSES not in refusal.headers:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((STATUS_LINE[503], *lines, b"\r\n", refusal.body)))
+        if not stays or CLOSES in refusal.headers:
+            self._message_arrived()
+            self.server_state.total_requests += 1
+            self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body: what is not body is framing."""
         self._n_body_bytes += len(body)
         self._n_framing_bytes = max(0, self._n_framing_bytes - len(body))
-        super().on_body(body)
+        if not self._is_turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of the message is in: the connection may now be idle for as long as keep-alive allows."""
@@ -206,7 +257,11 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # of a message that asked for another protocol, and comes once more
         self._message_arrived()
         self._in_headers = True
-        super().on_message_complete()
+        if self._is_turned_away:
+            self._is_turned_away = False
+            self.on_response_complete()
+        else:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The answer is written; what the peer has not taken yet it must take in time."""
@@ -260,7 +315,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._in_headers and not is_answered:  # requests in front of this message are still being answered
             cycle.keep_alive = False
             return
-        if self._in_headers or not (cycle.response_started or self.pipeline):
+        if self._in_headers or not (self._is_turned_away or cycle.response_started or self.pipeline):
             self.transport.write(answer)
         self.transport.close()
 

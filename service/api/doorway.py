@@ -1,26 +1,30 @@
 """Doorway: turns rankings away that have no chance, before anything is made for them.
 
-Around the app of `app.py`, in front of routing, keys and quotas: in an overload most requests end here, and what each
-of them costs is taken from those that are answered. So the answer is made from a few bytes; it is counted like every
-other, and not written to the log, where thousands a second would be the next overload. Whoever passes is looked at
-again behind its body (`routes.rank`) and in front of its worker.
+In an overload most requests end here, and what each of them costs is taken from those that are answered. So the answer
+is made from a few bytes; it is counted like every other, and not written to the log, where thousands a second would be
+the next overload. `http_guard.py` asks as soon as the headers are in, and writes the answer with no task, no scope and
+no app; under another server the same doorway stands around the app of `app.py`, in front of routing, keys and quotas.
+Whoever passes is looked at again behind its body (`routes.rank`) and in front of its worker.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.admission import Priority
 from service.api.exchange import PROBLEM, header_id
 from service.api.parts import Parts
 from service.deadline import Deadline
 from service.errors import Overloaded, problem_of
+from service.http_guard import Refusal
 from service.settings import Settings
 
 RANK_PATHS = ("/v1/rank", "/rank")
 LABEL = RANK_PATHS[0]
+Headers = Iterable[tuple[bytes, bytes]]
+_PATHS = {path.encode(): path for path in RANK_PATHS}
 _PRIORITIES: dict[bytes, Priority] = {b"": "interactive", b"interactive": "interactive", b"prefetch": "prefetch"}
 
 
@@ -37,28 +41,36 @@ class Doorway:
     def __init__(self, app: ASGIApp, parts: Parts) -> None:
         self._app = app
         self._parts = parts
+        self._admin_port = parts.settings.admin_port
         labels = (LABEL, "503", "live", "other")
         self._requests = parts.metrics.requests.labels(*labels)
         self._seconds = parts.metrics.request_seconds.labels(*labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope)
+        refusal = None
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in RANK_PATHS:
+            refusal = self.refusal(scope["path"], scope["headers"])
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        for message in refusal:
-            await send(message)
+        await send({"type": "http.response.start", "status": 503, "headers": refusal.headers})
+        await send({"type": "http.response.body", "body": refusal.body})
 
-    def _refusal(self, scope: Scope) -> Sequence[Message] | None:
-        """The answer to a ranking without a chance; None for others, and for headers that deserve another answer."""
-        if scope["type"] != "http" or scope["path"] not in RANK_PATHS or scope["method"] != "POST":
+    def turn_away(self, method: bytes, target: bytes, headers: Headers, port: int | None) -> Refusal | None:
+        """`Door.turn_away`: asked by a server that would rather make nothing of a request."""
+        path = _PATHS.get(target)
+        if path is None or method != b"POST" or (port is not None and port == self._admin_port):
             return None
+        return self.refusal(path, headers)
+
+    def refusal(self, path: str, headers: Headers) -> Refusal | None:
+        """The answer to a ranking without a chance; None for others, and for headers that deserve another answer."""
         if self._parts.admission.predicted_wait_s() <= 0:
             return None
-        arrived_s, headers = time.monotonic(), dict(reversed(scope["headers"]))  # the first of a name counts
-        priority = _PRIORITIES.get(headers.get(b"x-priority", b"").strip().lower())
+        arrived_s, found = time.monotonic(), dict(reversed(list(headers)))  # the first of a name counts
+        priority = _PRIORITIES.get(found.get(b"x-priority", b"").strip().lower())
         try:
-            asked_ms = float(headers[b"x-timeout-ms"]) if b"x-timeout-ms" in headers else None
+            asked_ms = float(found[b"x-timeout-ms"]) if b"x-timeout-ms" in found else None
         except ValueError:
             return None
         if priority is None or (asked_ms is not None and not 0 < asked_ms < 1e9):
@@ -66,10 +78,10 @@ class Doorway:
         try:
             self._parts.admission.check(deadline_from(arrived_s, (asked_ms,), self._parts.settings), priority)
         except Overloaded as error:
-            return self._answer(error, scope["path"], headers.get(b"x-request-id", b""), arrived_s)
+            return self._answer(error, path, found.get(b"x-request-id", b""), arrived_s)
         return None
 
-    def _answer(self, error: Overloaded, path: str, asked_id: bytes, arrived_s: float) -> Sequence[Message]:
+    def _answer(self, error: Overloaded, path: str, asked_id: bytes, arrived_s: float) -> Refusal:
         request_id = header_id(asked_id.decode("latin-1"))
         body = orjson.dumps(problem_of(error, path, request_id))
         seconds = time.monotonic() - arrived_s
@@ -85,5 +97,4 @@ class Doorway:
             headers.append((b"connection", b"close"))
         self._requests.inc()
         self._seconds.observe(seconds)
-        start = {"type": "http.response.start", "status": 503, "headers": headers}
-        return start, {"type": "http.response.body", "body": body}
+        return Refusal(headers, body)

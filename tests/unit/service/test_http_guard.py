@@ -1,6 +1,8 @@
-"""A stop gives connections that were just taken time for their first request."""
+"""A stop gives connections that were just taken time for their first request; a full house turns rankings away."""
 
 import asyncio
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -8,12 +10,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service import http_guard as module
-from service.http_guard import GuardedConfig, GuardedProtocol, Guards
+from service.http_guard import DOORWAY, GuardedConfig, GuardedProtocol, Guards, Refusal
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: service\r\nconnection: close\r\n\r\n"
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+    await asyncio.sleep(0.3 if scope["path"] == "/slow" else 0)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -63,3 +66,134 @@ def test_without_the_wait_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_that_asks_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_REQUEST_S", 0.05)
     assert read_after_a_stop(None) == b""
+
+
+class FullHouse:
+    """A door that turns every ranking away, and remembers who came."""
+
+    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+        self.asked: list[tuple[bytes, bytes, int | None]] = []
+        self._headers = [(b"content-length", b"4"), (b"retry-after", b"1"), *headers]
+
+    def turn_away(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Iterable[tuple[bytes, bytes]],  # noqa: ARG002
+        port: int | None,
+    ) -> Refusal | None:
+        self.asked.append((method, target, port))
+        return Refusal(self._headers, b"full") if target == b"/rank" else None
+
+
+def posted(target: str, body: bytes = b"{}", *lines: str, version: str = "1.1") -> bytes:
+    head = [f"POST {target} HTTP/{version}", "host: service", *lines, f"content-length: {len(body)}", "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def conversation(door: FullHouse, *pieces: bytes, keep_alive_s: float = 5.0, until: bytes = b"") -> bytes:
+    """What a connection reads that sends these pieces, 10 ms apart: all until the end, or until it ends so."""
+    config = GuardedConfig(
+        answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1
+    )
+    config.guards = Guards(8_192, 5.0, 100)
+    config.load()
+    config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]
+    state = ServerState()
+
+    async def main() -> bytes:
+        loop = asyncio.get_running_loop()
+        made = await loop.create_server(
+            lambda: GuardedProtocol(config, state, {DOORWAY: door}, loop), "127.0.0.1", 0
+        )  # fmt: skip
+        reader, writer = await asyncio.open_connection(*made.sockets[0].getsockname())
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                return await (reader.readuntil(until) if until else reader.read())
+        finally:
+            writer.close()
+            made.close()
+            await asyncio.sleep(0.01)  # the server's side of it closes too
+
+    return asyncio.run(main())
+
+
+REFUSED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\nretry-after: 1\r\n\r\nfull"
+
+
+def test_who_is_turned_away_gets_the_whole_answer_and_may_stay() -> None:
+    door = FullHouse()
+    found = conversation(door, posted("/rank") * 2, posted("/else"), until=b"ok")
+    assert found.startswith(REFUSED * 2 + b"HTTP/1.1 200 OK\r\n")
+    assert [(method, target) for method, target, _ in door.asked] == [
+        (b"POST", b"/rank"), (b"POST", b"/rank"), (b"POST", b"/else"),
+    ]  # fmt: skip
+
+
+def test_the_answer_does_not_wait_for_the_body() -> None:
+    whole = posted("/rank", b"x" * 100)
+    assert conversation(FullHouse(), whole[:-50], until=b"full") == REFUSED
+
+
+def test_a_body_that_comes_later_belongs_to_nobody() -> None:
+    whole = posted("/rank", posted("/else"))  # as if it were a request of its own
+    found = conversation(FullHouse(), whole[:-40], whole[-40:], posted("/rank"), until=b"full" + REFUSED)
+    assert found == REFUSED * 2
+
+
+def test_behind_a_request_that_is_still_answered_nobody_is_turned_away() -> None:
+    door = FullHouse()
+    found = conversation(door, posted("/else") + posted("/rank", b"{}", "connection: close"))
+    assert found.count(b"200 OK") == 2  # in the order of the requests, by the app
+    assert [target for _, target, _ in door.asked] == [b"/else"]
+
+
+@pytest.mark.parametrize(
+    ("door", "request_bytes"),
+    [
+        (FullHouse(), posted("/rank", b"{}", "connection: close")),
+        (FullHouse(), posted("/rank", b"{}", version="1.0")),
+        (FullHouse((b"connection", b"close")), posted("/rank")),
+    ],
+)
+def test_the_last_answer_of_a_connection_says_so_and_ends_it(door: FullHouse, request_bytes: bytes) -> None:
+    found = conversation(door, request_bytes + posted("/else"))
+    assert found.lower().count(b"connection: close") == 1
+    assert found.endswith(b"full")
+
+
+def test_a_connection_that_was_turned_away_is_closed_when_it_stays_idle() -> None:
+    started_s = time.monotonic()
+    assert conversation(FullHouse(), posted("/rank"), keep_alive_s=0.1) == REFUSED
+    assert time.monotonic() - started_s >= 0.1
+
+
+def test_the_idle_time_ends_with_the_next_request_in_the_same_bytes() -> None:
+    found = conversation(FullHouse(), posted("/rank") + posted("/slow"), keep_alive_s=0.05, until=b"ok")
+    assert found.endswith(b"ok")
+
+
+def test_without_forgetting_the_idle_time_the_next_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "on_message_begin", begin_without_forgetting)
+    with pytest.raises(asyncio.IncompleteReadError):
+        conversation(FullHouse(), posted("/rank") + posted("/slow"), keep_alive_s=0.05, until=b"ok")
+
+
+def begin_without_forgetting(protocol: GuardedProtocol) -> None:
+    protocol._in_headers = True
+    protocol._expect_message()
+    super(GuardedProtocol, protocol).on_message_begin()
+
+
+def test_without_a_door_everyone_comes_in() -> None:
+    assert b"200 OK" in conversation(NoDoor(), posted("/rank"), until=b"ok")
+
+
+class NoDoor(FullHouse):
+    """Saboteur of the doorway: lets everyone in."""
+
+    def turn_away(self, *_: object) -> None:
+        return None

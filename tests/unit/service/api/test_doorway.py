@@ -3,13 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from service.api.doorway import Doorway
-from service.app import create_admin_app
+from service.app import create_admin_app, create_app
 from service.contract.bundle import Bundle
+from service.http_guard import DOORWAY
 from service.settings import Settings
 from tests.asgi_client import Client, opened
 
@@ -110,7 +112,7 @@ def test_those_who_come_in_one_breath_are_refused_at_the_door(call: Client, capl
 def test_without_it_every_refusal_is_read_and_logged(
     call: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Doorway, "_refusal", lambda *_: None)
+    monkeypatch.setattr(Doorway, "refusal", lambda *_: None)
     caplog.set_level(logging.INFO, "daian.http")
     statuses = [answer.status_code for answer in at_once(call)]
     assert {*statuses} == {200, 503}
@@ -120,3 +122,34 @@ def test_without_it_every_refusal_is_read_and_logged(
 def test_the_admin_port_has_none(overloaded: Client) -> None:
     admin = Client(create_admin_app(overloaded.app.state.parts), overloaded._loop)
     assert admin("POST", "/v1/rank").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "port", "is_refused"),
+    [
+        (b"POST", b"/v1/rank", 8000, True),
+        (b"POST", b"/rank", None, True),
+        (b"POST", b"/rank?explain=1", 8000, False),
+        (b"GET", b"/v1/rank", 8000, False),
+        (b"POST", b"/v1/events", 8000, False),
+        (b"POST", b"/v1/rank", 9000, False),
+    ],
+)
+def test_what_a_server_is_told_before_it_makes_anything(
+    overloaded: Client, method: bytes, target: bytes, port: int | None, is_refused: bool
+) -> None:
+    parts = overloaded.app.state.parts
+    door = Doorway(overloaded.app, replace(parts, settings=parts.settings.model_copy(update={"admin_port": 9000})))
+    found = door.turn_away(method, target, [(b"x-request-id", b"mine")], port)
+    assert (found is not None) == is_refused
+    assert found is None or (b"x-request-id", b"mine") in found.headers
+
+
+def test_the_lifespan_hands_the_door_to_the_server(bundle: Bundle) -> None:
+    app = create_app(Settings(bundle_root=bundle.path))
+
+    async def handed_over() -> object:
+        async with app.router.lifespan_context(app) as state:
+            return (state or {}).get(DOORWAY)
+
+    assert isinstance(asyncio.run(handed_over()), Doorway)
