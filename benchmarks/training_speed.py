@@ -1,18 +1,20 @@
 """Part `training`: candidates a second through a training step, our DIN and DAIAN beside FuxiCTR's DIN.
 
-The same rows, widths, layers, optimiser (Adam), candidates a batch, one thread on one core each; three processes that
-train in turns. FuxiCTR takes one row per candidate, its history with it; ours takes whole requests. So the more
-candidates a request has, the further apart they are: that is the table. FuxiCTR comes in the environment of
-`make peers`.
+The same rows, widths, layers, optimiser (Adam), candidates a batch, one thread on one core each; processes that train
+in turns. FuxiCTR takes one row per candidate, its history with it; ours takes whole requests. So the more candidates a
+request has, the further apart they are: that is the table. FuxiCTR comes in the environment of `make peers`. It runs
+as its users have it, and once more with what `daian train` tells the C library (`training.allocator`), given through
+the environment: what that alone does is not to be taken for ours.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,8 @@ from training.data.request_files import write_requests
 
 TERMS = Terms(width=16, top=(512, 256, 128), attention=(80, 40), history=50, batch_candidates=1000)
 OURS = ("din", "daian")
-PEER = "FuxiCTR's DIN"
+PEER, PEER_KEEPS = "FuxiCTR's DIN", "FuxiCTR's DIN, freed memory kept"
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 NAMES = {"din": "our DIN", "daian": "our DAIAN"}
 GOAL_AT, GOAL = 20, 2.0
 MOST_REQUESTS = 4000
@@ -56,13 +59,15 @@ def measure(plan: Plan, tell: Callable[[str], None] = print) -> Found:
             what = f"DAIAN's training, candidates a second against {PEER}, {n} candidates a request (times)"
             goals.append(Goal(what, GOAL, gains["daian"].median))
         tell(f"{n} candidates a request: {', '.join(f'{name} {gain.shown()}' for name, gain in gains.items())}")
-    head = ["candidates a request", *(f"{NAMES[name]}, candidates/s" for name in OURS), f"{PEER}, candidates/s",
+    speeds = [*(NAMES[name] for name in OURS), PEER, PEER_KEEPS]
+    head = ["candidates a request", *(f"{name}, candidates/s" for name in speeds),
             *(f"{NAMES[name]} / {PEER}" for name in OURS)]  # fmt: skip
     caption = (
         f"{plan.training_rounds} turns of {plan.training_s:g} s each, medians (quartiles); "
         f"{plan.training_items:,} items, 50 behaviours, batches of {TERMS.batch_candidates:,}, one core each."
     )
-    notes = [f"Peer: {FUXICTR} with {TORCH}", f"Terms: {TERMS}", "DAIAN: its last stage, in which everything learns"]
+    notes = [f"Peer: {FUXICTR} with {TORCH}", f"Terms: {TERMS}", "DAIAN: its last stage, in which everything learns",
+             "Ours keeps the memory that a step frees, as `daian train` does"]  # fmt: skip
     return Found("training", "Training", [Table(caption, head, rows)], goals, notes, raw)
 
 
@@ -85,31 +90,39 @@ def prepare(scene: Scene, n_candidates: int, n_rows: int, folder: Path) -> None:
 
 def _turns(folder: Path, peers: Path, plan: Plan) -> dict[str, list[float]]:
     """Candidates a second by who trains, round by round."""
-    commands = {
-        NAMES[name]: [sys.executable, "-m", "benchmarks.training_turns.ours", str(folder), name] for name in OURS
-    }
-    commands[PEER] = [str(peers), "-m", "benchmarks.training_turns.theirs", str(folder)]
+    peer = [str(peers), "-m", "benchmarks.training_turns.theirs", str(folder)]
     with ExitStack() as stack:
-        trainers = {name: stack.enter_context(_trainer(command)) for name, command in commands.items()}
-        subjects = {name: _turn_of(trainer, plan.training_s) for name, trainer in trainers.items()}
-        return in_turns(subjects, plan.training_rounds)
+        trainers = {NAMES[name]: stack.enter_context(our_trainer(folder, name)) for name in OURS}
+        trainers[PEER] = stack.enter_context(_trainer(peer))
+        trainers[PEER_KEEPS] = stack.enter_context(_trainer(peer, KEEP_FREED))
+        subjects = {name: told(trainer, str(plan.training_s)) for name, trainer in trainers.items()}
+        found = in_turns(subjects, plan.training_rounds)
+    return {name: [turn["candidates"] / turn["seconds"] for turn in turns] for name, turns in found.items()}
 
 
-def _turn_of(trainer: "subprocess.Popen[str]", seconds: float) -> Callable[[], float]:
-    def turn() -> float:
+def our_trainer(folder: Path, name: str, module: str = "ours") -> AbstractContextManager["subprocess.Popen[str]"]:
+    """A process that trains one of our models over a prepared folder."""
+    return _trainer([sys.executable, "-m", f"benchmarks.training_turns.{module}", str(folder), name])
+
+
+def told(trainer: "subprocess.Popen[str]", line: str) -> Callable[[], dict[str, Any]]:
+    """A subject of `in_turns`: what the process says to a line."""
+
+    def turn() -> dict[str, Any]:
         assert trainer.stdin is not None
-        trainer.stdin.write(f"{seconds}\n")
+        trainer.stdin.write(f"{line}\n")
         trainer.stdin.flush()
-        found = _said(trainer)
-        return float(found["candidates"] / found["seconds"])
+        return _said(trainer)
 
     return turn
 
 
 @contextmanager
-def _trainer(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process that trains when it is told to."""
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+def _trainer(
+    command: list[str], settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator["subprocess.Popen[str]"]:
+    """A process that trains when it is told to. `settings`: further variables of its environment."""
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), **settings}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
     try:
         _said(process)

@@ -1,7 +1,7 @@
 """Trains our DIN or DAIAN in turns. Started by `training_speed` with a folder and the model's name.
 
-The steps are those of `training.loop`: its loss, its optimiser, batches from request files through the encoder, kept
-once encoded as a comparison keeps them. Making a batch is in the time.
+The steps are those of `training.train`: its loss, its optimiser, its memory settings, batches from request files
+through the encoder, kept once encoded as a comparison keeps them. Making a batch is in the time.
 """
 
 import sys
@@ -15,8 +15,9 @@ from benchmarks.peers.train_ours import model_config
 from benchmarks.training_turns.turns import stay_on_one_core, take_turns
 from service.contract.catalogue import Catalogue
 from service.contract.encoder import Encoder
+from training.allocator import keep_freed_memory
 from training.config import OptimConfig
-from training.data.batches import Batches, BatchPlan, Position
+from training.data.batches import Batch, Batches, BatchPlan, Position
 from training.data.pools import KeptPools
 from training.layers.embedding import EmbeddingWidths
 from training.loop import batch_loss
@@ -32,32 +33,45 @@ def config_of(name: str, terms: Terms) -> object:
     return DaianConfig(widths=EmbeddingWidths(*[terms.width] * 4), attention_hidden=terms.attention, top=terms.top)
 
 
+class TrainingSteps:
+    """A model of a prepared folder and the steps that train it, in its last stage: there everything learns."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.terms = Terms.open(folder / "terms.json")
+        self.encoder = Encoder.open(folder / "encoder", Catalogue.open(folder / "catalogue"))
+        config = config_of(name, self.terms)
+        torch.manual_seed(1)
+        self._model = build_model(config, self.encoder.sizes)
+        self._stage = spec_of(config).stages(config)[-1]
+        optim = OptimConfig(kind="adam", learning_rate=self.terms.learning_rate)
+        self._optimizer = make_optimizer(self._model, self._stage, optim)
+        self._model.train()
+
+    def take(self, batch: Batch) -> int:
+        """One step. Returns the batch's candidates."""
+        self._optimizer.zero_grad()
+        batch_loss(self._model, self._stage, batch).backward()
+        self._optimizer.step()
+        return len(batch.clicks)
+
+
 def steps(folder: Path, name: str) -> Iterator[int]:
     """Takes one step each time it is asked; gives the step's candidates. Ends never."""
-    terms = Terms.open(folder / "terms.json")
-    encoder = Encoder.open(folder / "encoder", Catalogue.open(folder / "catalogue"))
-    config = config_of(name, terms)
-    torch.manual_seed(1)
-    model = build_model(config, encoder.sizes)
-    stage = spec_of(config).stages(config)[-1]  # everything learns in the last one
-    optimizer = make_optimizer(model, stage, OptimConfig(kind="adam", learning_rate=terms.learning_rate))
-    plan = BatchPlan(batch_candidates=terms.batch_candidates)
-    batches = Batches([folder / "train.parquet"], encoder, plan, KeptPools(encoder))
-    model.train()
+    training = TrainingSteps(folder, name)
+    plan = BatchPlan(batch_candidates=training.terms.batch_candidates)
+    batches = Batches([folder / "train.parquet"], training.encoder, plan, KeptPools(training.encoder))
     position = Position()
     while True:
         for batch in batches.epoch(position):
-            optimizer.zero_grad()
-            batch_loss(model, stage, batch).backward()
-            optimizer.step()
             position = batch.after
-            yield len(batch.clicks)
+            yield training.take(batch)
 
 
 def main() -> None:
     folder, name = Path(sys.argv[1]), sys.argv[2]
     stay_on_one_core()
     torch.set_num_threads(1)
+    keep_freed_memory()
     take_turns(steps(folder, name), f"ours/{name}")
 
 
