@@ -2,13 +2,16 @@
 
 Candidates, items and workers over HTTP on the real service; behaviours through the encoder and the request graph in
 this process, because a request may bring 500 at most and a store with so many takes time to fill. Memory is PSS of the
-service's processes, without the store: a page that two of them share counts once in the sum.
+service's processes, without the store: a page that two of them share counts once in the sum. What a request with many
+behaviours needs is far below what PSS can show: it is counted by numpy's own allocations. Throughput against workers
+is in part `http`, where they take turns.
 """
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from service.bench.turns import Spread, in_turns, seconds_of
 SHARED = 1.25
 SEARCHED, DAYS = 1000, 180
 MANY = {"DAIAN_MAX_CANDIDATES": "2000"}
+T = TypeVar("T")
 N_PAGES = 500  # candidates of the pages by which catalogues are compared
 
 
@@ -82,9 +86,25 @@ def _behaviours(root: Path, plan: Plan) -> tuple[Table, Any]:
     rows = []
     for n in plan.growth_behaviours:
         both = [Spread.of([1e6 * s for s in found[f"{what} {n}"]]).shown() for what in ("encode", "graph")]
-        rows.append([str(n), *both])
+        batch = scene.batch([n], 1, NOW_MS, n_behaviours=n)
+        most, inputs = peak_bytes(lambda batch=batch: encoder.encode_request(batch))  # type: ignore[misc]
+        state = sum(array.nbytes for array in scorer.encode_request(inputs).tensors.values())
+        rows.append([str(n), *both, f"{most / 1000:,.0f}", f"{state / 1000:,.0f}"])
     caption = f"Against behaviours ({SEARCHED:,} searched for those like the trigger, at most 50 in the history)."
-    return Table(caption, ["behaviours", "encoding the request's side, µs", "request graph, µs"], rows), found
+    head = ["behaviours", "encoding the request's side, µs", "request graph, µs", "most memory while encoding, kB",
+            "handed to the candidate graph, kB"]  # fmt: skip
+    return Table(caption, head, rows), found
+
+
+def peak_bytes(call: Callable[[], T]) -> tuple[int, T]:
+    """The most that Python and numpy held at once beyond what they had before the call, and what it gave."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        given = call()
+        return tracemalloc.get_traced_memory()[1] - before, given
+    finally:
+        tracemalloc.stop()
 
 
 def _items(plan: Plan, tell: Callable[[str], None]) -> tuple[list[Table], list[Goal], Any]:

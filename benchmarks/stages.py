@@ -2,7 +2,8 @@
 
 One visitor, one worker with one thread, real HTTP and a real store; pages of each kind in turn. What the timer cannot
 see (the server around the handler, the wire, the client) is the difference to the time that the client saw; time in no
-stage is reading the body, the hand-over to the worker thread and waiting for it.
+stage is reading the body, the hand-over to the worker thread and waiting for it. The stage `encode` has all that turns
+strings into tensors, the related history too: what it is made of is timed in this process.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.bundles import bundle_of
+from benchmarks.graphs import NOW_MS
 from benchmarks.page import Found, Goal, Table
 from benchmarks.plan import Plan
 from benchmarks.scene import Scene
@@ -19,7 +21,9 @@ from benchmarks.shop_load import check_whole, pages, send_behaviours
 from service.bench.asking import Load, closed_loop, run
 from service.bench.served import Placement, Served, serving
 from service.bench.stage_times import of_headers
-from service.bench.turns import Spread
+from service.bench.turns import Spread, in_turns, seconds_of
+from service.contract.requests import RequestBatch
+from service.contract.similarity import search_related
 
 ENCODE_SHARE = 0.15
 A_TURN_S = 0.25
@@ -40,7 +44,9 @@ def measure(plan: Plan, tell: Callable[[str], None] = print) -> Found:
         if kind == "N = 500":
             share = float(np.median(share_of(found, ("encode", "related"))))
             goals.append(Goal("encode and related history, share of the request, N = 500", ENCODE_SHARE, share, False))
-    return Found("stages", "Stages of one request", tables, goals, ["One worker, one thread, one connection"], raw)
+    table, raw["encoding"] = encoding_table(scene, [n for n in plan.candidates if n > 1], plan.n_rounds)
+    notes = ["One worker, one thread, one connection"]
+    return Found("stages", "Stages of one request", [*tables, table], goals, notes, raw)
 
 
 def _loads(
@@ -89,3 +95,31 @@ def stage_table(kind: str, found: dict[str, list[float]], load: Load) -> Table:
     counts = f"{len(load.seconds)} answers, {load.n_degraded} of them degraded, {load.n_failed} failed"
     caption = f"Pages of the kind *{kind}*: {counts}."
     return Table(caption, ["stage", "median (quartiles), µs", "share of the total"], rows)
+
+
+def encoding_table(scene: Scene, sizes: Sequence[int], n_rounds: int) -> tuple[Table, dict[str, list[float]]]:
+    """What the stage `encode` is made of, in this process: here all is in the caches, in the service often not."""
+    page = scene.batch([max(sizes)], max(sizes), NOW_MS)
+    subjects: dict[str, Callable[[], object]] = {
+        "the request's side: ids to rows, history, related history": lambda: scene.encoder.encode_request(page),
+        "of it the search for related history": related_search(scene, page),
+    }
+    for n in sizes:
+        subjects[f"the candidates' side, N = {n}"] = _candidates(scene, scene.batch([n], n, NOW_MS))
+    found = in_turns({what: seconds_of(call) for what, call in subjects.items()}, n_rounds, n_warm_up=2)
+    rows = [[what, Spread.of([1e6 * one for one in seconds]).shown()] for what, seconds in found.items()]
+    caption = f"What encoding is made of; {scene.n_behaviours} behaviours, in this process alone."
+    return Table(caption, ["part", "median (quartiles), µs"], rows), found
+
+
+def related_search(scene: Scene, page: RequestBatch) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """The search among one page's behaviours as the encoder makes it; all of a scene's are inside the window."""
+    catalogue, rules = scene.encoder.catalogue, scene.encoder.rules
+    trigger, rows = int(catalogue.rows(page.trigger.tolist())[0]), catalogue.rows(page.behaviour_item.tolist())
+    searched = catalogue.codes, catalogue.norms, trigger, rows, rules.related_threshold, rules.related_max
+    return lambda: search_related(*searched)
+
+
+def _candidates(scene: Scene, page: RequestBatch) -> Callable[[], object]:
+    inputs = scene.encoder.encode_request(page)
+    return lambda: scene.encoder.encode_candidates(inputs, page)
