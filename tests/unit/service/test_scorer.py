@@ -91,3 +91,12 @@ def test_a_graph_that_asks_for_more_than_there_is_is_refused() -> None:
 def test_bytes_that_are_no_model_are_refused_by_name() -> None:
     with pytest.raises(BundleError, match=r"request\.onnx cannot be opened"):
         Graph("request.onnx", b"not a model", {})
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_session_has_the_threads_it_was_given_and_none_that_spins(n_threads: int) -> None:
+    """One thread a session, because the machine's parallelism is in the requests; one that spins takes it away."""
+    graph = Graph("candidates.onnx", candidate_graph(), TABLES, n_threads)
+    options = graph._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (n_threads, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
