@@ -8,8 +8,9 @@ unknown item; items are rows 1..M. Raw values are dictionary-coded (a list of di
     codes.npy  norms.npy  popularity.npy
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64, UInt8, UInt64
 
 from service.contract.errors import SchemaError
 from service.contract.hash_index import HashIndex, hash_values
-from service.contract.mapped_array import open_array
+from service.contract.mapped_array import content_of, open_array
 from service.contract.similarity import cosine, norms_of, products_of_pairs, products_with_one, quantise
 
 UNKNOWN_ROW = 0
@@ -45,6 +46,11 @@ class TextColumn:
     def __getitem__(self, row: int) -> str | None:
         return self.values[int(self.codes[row])]
 
+    def content(self) -> Iterator[memoryview | bytes]:
+        """All that it holds, in pieces, for a digest; no two different columns give the same bytes."""
+        yield content_of(self.codes)
+        yield from (json.dumps(value).encode() + b"\n" for value in self.values)
+
 
 class NumberColumn:
     """A raw number field; NaN is a missing value, which includes the unknown item."""
@@ -55,6 +61,10 @@ class NumberColumn:
     def __getitem__(self, row: int) -> float | None:
         number = float(self.numbers[row])
         return None if np.isnan(number) else number
+
+    def content(self) -> Iterator[memoryview | bytes]:
+        """All that it holds, for a digest."""
+        yield content_of(self.numbers)
 
 
 class Catalogue:
@@ -145,6 +155,19 @@ class Catalogue:
     def _id(self, row: int) -> str:
         start, end = self._id_offsets[row], self._id_offsets[row + 1]
         return self._id_bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
+
+    def digest(self, names: Iterable[str]) -> str:
+        """SHA-256 of the ids and of these raw fields: equal for the same items with the same values in the same order.
+
+        A name that the catalogue has not is left out.
+        """
+        found = hashlib.sha256(content_of(self.id_hashes))
+        for name in sorted(set(names) & set(self.columns)):
+            column = self.columns[name]
+            found.update(f"{name} {type(column).__name__}\n".encode())
+            for piece in column.content():
+                found.update(piece)
+        return found.hexdigest()
 
     def raw(self, row: int) -> dict[str, str | float | None]:
         """The raw fields of one item, for people to read."""

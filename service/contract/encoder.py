@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int32, Int64, UInt64
 
 from service.contract.catalogue import Catalogue, NumberColumn, TextColumn
 from service.contract.errors import SchemaError
 from service.contract.history import N_AGE_BINS, Kept, age_bin, is_visible, newest, sort_by_time, whole_seconds
+from service.contract.mapped_array import content_of, open_array
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING, HistoryRules, SimilarityScale
 from service.contract.schema import FeatureSchema, Field
@@ -24,6 +25,7 @@ from service.contract.similarity import search_related
 from service.contract.vocabulary import OOV, NumberBins, Vocabulary
 
 CONTRACT_VERSION = 1
+ITEM_FIELDS = "item_fields.npy"  # beside encoder.json: the whole catalogue encoded, for workers to share
 
 _Padded: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -85,8 +87,12 @@ class Encoder:
         rules: HistoryRules,
         scale: SimilarityScale,
         catalogue: Catalogue,
+        item_fields: Int32[np.ndarray, "M1 I"] | None = None,
     ) -> None:
-        """`vocabularies` is keyed `<side>.<field>`. Raises SchemaError when one, or a catalogue field, is missing."""
+        """`vocabularies` is keyed `<side>.<field>`. Raises SchemaError when one, or a catalogue field, is missing.
+
+        `item_fields` is what encoding the catalogue would give, where somebody has done it before.
+        """
         wanted = {_key(field) for field in schema.fields}
         if wanted != set(vocabularies):
             raise SchemaError(f"vocabularies {sorted(vocabularies)} do not match the schema's {sorted(wanted)}")
@@ -95,7 +101,7 @@ class Encoder:
         self.scale = scale
         self.catalogue = catalogue
         self._vocabularies = dict(vocabularies)
-        self._item_fields = self._encode_catalogue()
+        self._item_fields = self._encode_catalogue() if item_fields is None else item_fields
         self.fingerprint = self._fingerprint()
 
     @property
@@ -138,7 +144,7 @@ class Encoder:
         return ModelInputs(
             self._raw_fields("user", batch.user, batch.n_requests),
             self._raw_fields("context", batch.context, batch.n_requests),
-            self._item_fields[trigger_rows],
+            self._fields_of(trigger_rows),
             history_fields,
             history_similarity,
             history_age,
@@ -166,7 +172,7 @@ class Encoder:
         """The same where the ids were looked up before; `owners` are the rows of the candidates' requests."""
         left = trigger_rows if len(trigger_rows) == 1 else trigger_rows[owners]
         return inputs._replace(
-            candidate_fields=self._item_fields[rows],
+            candidate_fields=self._fields_of(rows),
             candidate_similarity=self.catalogue.similarity(left, rows) if len(rows) else np.zeros(0, np.float32),
             candidate_request=owners,
         )
@@ -241,9 +247,14 @@ class Encoder:
                 ids[:, place] = self._vocabularies[_key(field)].encode(columns[field.name].tolist())
         return ids
 
-    def _encode_catalogue(self) -> Int64[np.ndarray, "M1 I"]:
+    def _fields_of(self, rows: Int64[np.ndarray, " Q"]) -> Int64[np.ndarray, "Q I"]:
+        """The ids of some items."""
+        ids: Int64[np.ndarray, "Q I"] = self._item_fields.take(rows, axis=0).astype(np.int64)
+        return ids
+
+    def _encode_catalogue(self) -> Int32[np.ndarray, "M1 I"]:
         """Every item's ids, once: requests then gather rows. The unknown item is OOV in every field."""
-        fields = np.empty((self.catalogue.n_items + 1, len(self.schema.item)), np.int64)
+        fields = np.empty((self.catalogue.n_items + 1, len(self.schema.item)), np.int32)
         for place, field in enumerate(self.schema.item):
             fields[:, place] = self._encode_column(field)
         fields[0] = OOV
@@ -277,15 +288,20 @@ class Encoder:
         return {"schema": self.schema.to_dict(), "rules": asdict(self.rules), "scale": asdict(self.scale)}
 
     def save(self, folder: Path) -> None:
-        """Writes encoder.json and the vocabularies. The catalogue is saved beside it, not in it."""
+        """Writes encoder.json, the vocabularies and the encoded items. The catalogue is saved beside it, not in it."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, vocabulary in self._vocabularies.items():
             vocabulary.save(folder / name)
+        np.save(folder / ITEM_FIELDS, self._item_fields)
         description = {
             "contract_version": CONTRACT_VERSION,
             **self._description(),
             "kinds": {name: type(vocabulary).__name__ for name, vocabulary in self._vocabularies.items()},
             "fingerprint": self.fingerprint,
+            "items": {
+                "catalogue": _items_digest(self.schema, self.catalogue),
+                "sha256": hashlib.sha256(content_of(self._item_fields)).hexdigest(),
+            },
         }
         (folder / "encoder.json").write_text(json.dumps(description, indent=2), "utf-8")
 
@@ -304,12 +320,15 @@ class Encoder:
                 "NumberBins": NumberBins,
             }
             rules = {**description["rules"], "types": tuple(description["rules"]["types"])}
+            schema = FeatureSchema.from_dict(description["schema"])
+            vocabularies = {name: readers[kind].open(folder / name) for name, kind in description["kinds"].items()}
             encoder = cls(
-                FeatureSchema.from_dict(description["schema"]),
-                {name: readers[kind].open(folder / name) for name, kind in description["kinds"].items()},
+                schema,
+                vocabularies,
                 HistoryRules(**rules),
                 SimilarityScale(**description["scale"]),
                 catalogue,
+                _open_items(folder, description.get("items"), schema, vocabularies, catalogue),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise SchemaError(f"{folder} holds no readable encoder ({error}): write one with Encoder.save") from error
@@ -319,6 +338,33 @@ class Encoder:
                 f"{description['fingerprint'][:12]}: a file was altered, export again"
             )
         return encoder
+
+
+def _items_digest(schema: FeatureSchema, catalogue: Catalogue) -> str:
+    """What the encoded items depend on beside the encoder's own vocabularies, which its fingerprint has."""
+    return catalogue.digest(field.name for field in schema.item)
+
+
+def _open_items(
+    folder: Path,
+    saved: Mapping[str, str] | None,
+    schema: FeatureSchema,
+    vocabularies: Mapping[str, Vocabulary | NumberBins],
+    catalogue: Catalogue,
+) -> Int32[np.ndarray, "M1 I"] | None:
+    """The encoded items, mapped; None where they are of another catalogue, or nobody saved them.
+
+    Raises SchemaError for a file that is not the one that was saved, or that no encoder can have saved.
+    """
+    if saved is None or saved["catalogue"] != _items_digest(schema, catalogue):
+        return None
+    items = open_array(folder / ITEM_FIELDS)
+    heights = [vocabularies[_key(field)].n_ids for field in schema.item]
+    is_saved = hashlib.sha256(content_of(items)).hexdigest() == saved["sha256"]
+    fits = items.dtype == np.int32 and items.shape == (catalogue.n_items + 1, len(heights))
+    if not is_saved or not fits or items.min() < 0 or (items.max(axis=0) >= heights).any():
+        raise SchemaError(f"{folder / ITEM_FIELDS} is not what was saved with encoder.json: export again")
+    return items
 
 
 class _Behaviours(NamedTuple):

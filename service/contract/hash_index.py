@@ -16,7 +16,7 @@ import xxhash
 from jaxtyping import Int64, UInt64
 
 from service.contract.errors import SchemaError
-from service.contract.mapped_array import open_array
+from service.contract.mapped_array import content_of, open_array
 
 
 def hash_values(values: Sequence[str | None], count: int) -> UInt64[np.ndarray, " V"]:
@@ -72,7 +72,9 @@ class HashIndex:
 
     def digest(self) -> str:
         """SHA-256 over the content: the same values in the same order give the same digest."""
-        return hashlib.sha256(self.hashes.tobytes() + self.positions.tobytes()).hexdigest()
+        digest = hashlib.sha256(content_of(self.hashes))
+        digest.update(content_of(self.positions))
+        return digest.hexdigest()
 
     def save(self, stem: Path) -> None:
         """Writes `<stem>.hashes.npy` and `<stem>.positions.npy`."""

@@ -1,4 +1,4 @@
-"""Arrays mapped from the files of a folder; whatever is wrong with one, the error names its file.
+"""Arrays mapped from the files of a folder; whatever is wrong with one, the error names its file. And their bytes.
 
 Used by catalogue, indexes and the runtime. numpy's own reader raises what its parser happens to: a broken header alone
 may be a ValueError, a SyntaxError or a TokenError.
@@ -20,3 +20,8 @@ def open_array(path: Path) -> np.ndarray:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as error:
         raise SchemaError(f"{path} holds no readable array ({error})") from error
+
+
+def content_of(array: np.ndarray) -> memoryview:
+    """The array's bytes for a digest, without a copy: what every worker copies once stays as holes in its heap."""
+    return np.ascontiguousarray(array).data
