@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
 from service.deadline import Deadline
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import CallerGone, DeadlineExceeded, Overloaded
 from service.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -119,13 +119,17 @@ class Admission:
     async def run(self, work: Callable[[], Result], deadline: Deadline) -> Result:
         """The result of `work`, run whole in one worker thread.
 
-        Raises DeadlineExceeded when the deadline has passed by the time a worker is free, and whatever `work` raises.
+        Raises DeadlineExceeded when the deadline has passed by the time a worker is free, CallerGone when nobody waits
+        any more, then or later, and whatever `work` raises.
         """
         queued_s = time.monotonic()
 
         def job() -> Result:
             started_s, started_cpu_s = time.monotonic(), time.thread_time()
             self._metrics.queue_seconds.observe(started_s - queued_s)
+            if deadline.is_gone():
+                self._metrics.shed.labels("gone").inc()
+                raise CallerGone("the connection was closed in the queue")
             if deadline.passed():
                 self._metrics.shed.labels("expired").inc()
                 raise DeadlineExceeded("no worker was free before the deadline: come back later, or allow more time")

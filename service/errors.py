@@ -128,6 +128,10 @@ class DeadlineExceeded(Busy):
     """The deadline passed while the request waited for a worker."""
 
 
+class CallerGone(DeadlineExceeded):
+    """The connection was closed before the answer was ready: what is raised here nobody reads."""
+
+
 class Draining(Busy):
     """This process is about to stop."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from service.contract.encoder import CANDIDATE_SIDE, ModelInputs
 from service.contract.errors import BundleError
 from service.deadline import Deadline
-from service.errors import ModelFailed
+from service.errors import CallerGone, ModelFailed
 
 INTENT = "intent"
 LOGITS = "logits"
@@ -95,12 +95,15 @@ class Scorer:
         """Logits of the candidates of `inputs` in chunks, until all are scored or the next chunk would come too late.
 
         The slowest chunk so far is what the next is expected to take, so that the answer is not late by a whole chunk.
+        Raises CallerGone between two chunks when nobody waits for the answer any more.
         """
         given = {**inputs._asdict(), **state.tensors}
         parts: list[np.ndarray] = []
         slowest_s = 0.0
         for chunk in self._chunks(len(inputs.candidate_similarity)):
             before_s = deadline.left_s()
+            if deadline.is_gone():
+                raise CallerGone("the connection was closed between two chunks")
             if before_s <= slowest_s:
                 return Scores(_joined(parts), in_time=False)
             parts.append(self._candidate_graph.run(_sliced(given, chunk))[LOGITS])

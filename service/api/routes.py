@@ -6,6 +6,7 @@ reads the wall clock. Probes are `async` and ask nobody: no dependency decides o
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter
@@ -21,6 +22,7 @@ from service.api.parts import Parts
 from service.api.schemas import MAX_BEHAVIOURS, MAX_EVENTS, MAX_ID_BYTES, BehaviourEvent, RankRequest
 from service.behaviour_codec import BehaviourEvent as StoredEvent
 from service.behaviour_codec import StoredBehaviour, canonical_id
+from service.deadline import IS_GONE
 from service.errors import (
     CandidatesLimit,
     Draining,
@@ -97,6 +99,8 @@ async def rank(exchange: Exchange) -> Response:
         exchange.request_id = question.request_id
     with timer.stage("admit"):
         deadline = deadline_from(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
+        if (is_gone := exchange.request.scope.get(IS_GONE)) is not None:
+            deadline = replace(deadline, is_gone=is_gone)
         parts.admission.enter(deadline, priority)
     try:
         ranking = await runtime.ranker.rank(question, deadline, timer)
