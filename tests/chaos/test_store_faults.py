@@ -15,16 +15,24 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio
+import redis.exceptions
+from pydantic import SecretStr
 from redis.asyncio.connection import ConnectionPool
 
 from service import behaviour_codec, redis_client
+from service.api.parts import Parts
+from service.app import running
 from service.embedded_store import embedded_store
 from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import GuardedCalls, Replies
 from service.redis_client import async_client, command_client
+from service.settings import Settings
 from service.user_store import AppendResult, BehaviourEvent, RedisUserStore, StoreCounts, StoredUser, StoreSettings
+from tests.asgi_client import opened
 from tests.chaos.fault_proxy import FaultProxy, fault_proxy
 from tests.chaos.scripted_resp import scripted_resp
+from tests.chaos.service_process import free_port
+from tests.small_bundle import write_small_bundle
 
 NOW = 1_795_000_000_000
 BREAKER_OFF = 10**9
@@ -486,3 +494,38 @@ def test_writes_say_so_when_the_store_is_away_and_work_again_when_it_is_back(url
             assert (await until_written(store, events)).duplicates == 40
 
     on_proxy(url, test)
+
+
+# --- a whole service --------------------------------------------------------------------------------------------------
+
+
+def service_without_its_store(root: Path) -> tuple[int, int, list[str]]:
+    """(readiness, status of a ranking, what it lacks) of a service that starts on a store whose port is closed."""
+    write_small_bundle(root)
+    address = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
+    with opened(Settings(bundle_root=root, redis_url=address, deadline_ms=2000)) as client:
+        client.catch_up()
+        answer = client.rank(user="u", trigger="i0")
+        return client("GET", "/readyz").status_code, answer.status_code, answer.json()["degraded"]
+
+
+def test_a1_a_service_starts_and_ranks_without_its_store(tmp_path: Path) -> None:
+    assert service_without_its_store(tmp_path) == (200, 200, ["behaviours"])
+
+
+def test_a1_saboteur_a_question_to_the_store_in_front_of_the_start_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def asking_first(parts: Parts) -> AsyncIterator[None]:
+        assert isinstance(parts.store, RedisUserStore)
+        try:
+            await plain(parts.store.reads).ping()
+            async with running(parts):
+                yield
+        finally:
+            await parts.store.close()
+
+    monkeypatch.setattr("tests.asgi_client.running", asking_first)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        service_without_its_store(tmp_path)

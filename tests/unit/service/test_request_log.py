@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 import unicodedata
@@ -73,6 +75,53 @@ def test_d6_a_file_that_cannot_be_written_costs_rows_and_nothing_else(tmp_path: 
     log.append({"request_id": "1"})
     log.close()
     assert dropped(metrics) == 1
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import service.request_log as module
+from service.metrics import Metrics
+{sabotage}
+log = module.RequestLog(Path(sys.argv[1]), Metrics())
+log.open()
+log.append({{"request_id": "1", "text": "a" * 700}})
+log._flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for number in (2, 3):
+    log.append({{"request_id": str(number), "text": "b" * 700}})
+    log._flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.append({{"request_id": "4", "text": "c"}})
+log.close()
+print(log._dropped._value.get())
+"""
+HALF_A_LINE = """
+def _append(path, rows):
+    with path.open("ab", buffering=0) as file:
+        file.write(b"".join(module.orjson.dumps(row) + b"\\n" for row in rows))
+module._append_whole_lines = _append
+"""
+
+
+def on_a_full_disk(path: Path, sabotage: str = "") -> tuple[list[str], float]:
+    """(lines, rows dropped) of a log whose disk is full for two of four rows: in a process, by the kernel's limit."""
+    code = FULL_DISK.format(sabotage=sabotage)
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return path.read_text().splitlines(), float(ended.stdout)
+
+
+def test_d6_a_full_disk_costs_rows_and_never_leaves_half_a_line(tmp_path: Path) -> None:
+    lines, n_dropped = on_a_full_disk(tmp_path / "log")
+    assert [json.loads(line)["request_id"] for line in lines] == ["1", "4"]
+    assert n_dropped == 2
+
+
+def test_d6_a_plain_write_leaves_half_a_line(tmp_path: Path) -> None:
+    lines, _ = on_a_full_disk(tmp_path / "log", HALF_A_LINE)
+    with pytest.raises(json.JSONDecodeError):
+        [json.loads(line) for line in lines]
 
 
 # --- erasure ----------------------------------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from service import app as app_module
+from service import errors
 from service.api import bodies
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
@@ -306,6 +310,69 @@ def test_overload_is_a_503_before_any_json_work(call: Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["retry_after_ms"] > 0
+
+
+def out_of_memory(call: Client, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(call.app.state.parts.switch.live.ranker, "rank", full)
+    return call.rank(trigger="i0")
+
+
+def test_d2_out_of_memory_is_a_503_that_may_be_repeated(call: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = out_of_memory(call, monkeypatch)
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_d2_without_its_line_it_would_be_a_bug(call: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(errors._VERDICTS, MemoryError)
+    assert out_of_memory(call, monkeypatch).status_code == 500
+
+
+def test_d9_probes_answer_while_every_worker_is_taken(bundle: Bundle) -> None:
+    with opened(Settings(bundle_root=bundle.path, scorer_concurrency=2)) as client:
+        client.catch_up()
+        admission, freed = client.app.state.parts.admission, threading.Event()
+        jobs = [admission._threads.submit(freed.wait, 60) for _ in range(45)]
+        try:
+            probes = [client("GET", path).status_code for path in ("/livez", "/readyz", "/v2/health/live", "/metrics")]
+            assert probes == [200] * 4
+            assert not any(job.done() for job in jobs)
+            # what needs a worker waits for one: these really are taken
+            threading.Timer(0.5, freed.set).start()
+            answer = client.rank(trigger="i0", deadline_ms=50)
+            assert (answer.status_code, answer.json()["code"]) == (503, "deadline_exceeded")
+        finally:
+            freed.set()
+
+
+def ready_behind_a_block(client: Client) -> set[int]:
+    """What /readyz says when the loop has stood still for 0.6 s, as behind a handler that blocks; some tries."""
+    found = set()
+    for _ in range(5):
+        client.catch_up()
+        time.sleep(0.6)
+        client.wait(0)
+        found.add(client("GET", "/readyz").status_code)
+    return found
+
+
+def test_d11_a_blocked_loop_is_not_ready_until_it_has_caught_up(bundle: Bundle) -> None:
+    with opened(Settings(bundle_root=bundle.path)) as client:
+        assert 503 in ready_behind_a_block(client)
+        assert client("GET", "/livez").status_code == 200
+        client.catch_up()
+        assert client("GET", "/readyz").status_code == 200
+
+
+def test_d11_without_the_heartbeat_nobody_would_know(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(_: object) -> None: ...
+
+    monkeypatch.setattr(app_module, "_heartbeat", none)
+    with opened(Settings(bundle_root=bundle.path)) as client:
+        assert ready_behind_a_block(client) == {200}
 
 
 def test_probes_models_and_limits(call: Client) -> None:
