@@ -22,14 +22,15 @@ from typing import TypeVar
 
 from service.bundle_signature import check_folder, signed_check
 from service.bundle_trial import Trial, TrialPlan, check_room
-from service.contract.bundle import MANIFEST, Bundle, is_version, list_bundles, list_files, point_to, read_pointer
+from service.contract.bundle import MANIFEST, Bundle, list_bundles, list_files, point_to
 from service.contract.encoder import Encoder
 from service.contract.errors import BundleError, DaianError
+from service.contract.pointer import bundle_to_open, is_version, read_pointer
 from service.contract.rules import HistoryRules
 from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, VersionConflict
 from service.prerank import PrerankPlan
 from service.retriever import prepare_worker
-from service.runtime import Runtime, RuntimeSwitch, Shared, bundle_to_open, open_runtime
+from service.runtime import Runtime, RuntimeSwitch, Shared, open_runtime
 from service.settings import Settings, SettingsError, variable
 
 Result = TypeVar("Result")

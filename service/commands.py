@@ -345,7 +345,7 @@ def bundle_sign(path: Path, *, key: Path) -> int:
         Ed25519 private key in PEM: `openssl genpkey -algorithm ed25519 -out FILE` makes one.
     """
     from service.bundle_signature import sign_bundle
-    from service.runtime import bundle_to_open
+    from service.contract.pointer import bundle_to_open
 
     bundle = bundle_to_open(path)
     sign_bundle(bundle, key)
@@ -356,7 +356,7 @@ def bundle_sign(path: Path, *, key: Path) -> int:
 def bundle_show(path: Path) -> int:
     """Print the manifest of a bundle, after checking its hashes."""
     from service.contract.bundle import read_bundle
-    from service.runtime import bundle_to_open
+    from service.contract.pointer import bundle_to_open
 
     _print_json(dict(read_bundle(bundle_to_open(path)).manifest))
     return 0

@@ -17,9 +17,10 @@ from service.app import store_settings
 from service.bundle_signature import signed_check
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
+from service.contract.pointer import bundle_to_open
 from service.redis_client import failure_advice, failure_kind
 from service.redis_cluster import CommandClients
-from service.runtime import bundle_to_open, check_bundle
+from service.runtime import check_bundle
 from service.settings import Settings, usable_cores
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

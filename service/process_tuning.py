@@ -1,10 +1,12 @@
-"""What a process is told about itself once, at its start: when to look for garbage, and who gives way to whom.
+"""What a process is told about itself: when to look for garbage, who gives way to whom, and to give memory back.
 
-Called by `app.py`. Both were found in an overload of three times the capacity: the collector stood still for 100 ms
-every second, and refusals that cost a tenth of a millisecond waited 50 ms for a worker's slice to end.
+Called by `app.py`, `retriever.py` and `runtime.py`. The first two were found in an overload of three times the
+capacity: the collector stood still for 100 ms every second, and refusals that cost a tenth of a millisecond waited
+50 ms for a worker's slice to end.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
@@ -44,3 +46,16 @@ def steps_back() -> int:
     together, and half of the other stands idle.
     """
     return ON_ONE_CORE if len(os.sched_getaffinity(0)) == 1 else ON_MORE
+
+
+def give_freed_memory_back() -> bool:
+    """What opening a bundle took for a moment goes back to the system; the C library would keep it, in every worker.
+
+    Returns False where the C library has no such call (macOS, musl): all works there, only larger.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return False
+    trim(0)
+    return True

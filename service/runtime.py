@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from service.admission import Admission
-from service.contract.bundle import Bundle, current_path, read_bundle
+from service.contract.bundle import Bundle, read_bundle
 from service.contract.encoder import Encoder
 from service.contract.errors import BundleError, RequestError, SchemaError
 from service.contract.mapped_array import open_array
@@ -27,6 +27,7 @@ from service.file_guard import check_graph, check_index, check_signature
 from service.metrics import Metrics
 from service.prerank import FOLDER as PRERANK
 from service.prerank import Preranker, PrerankPlan
+from service.process_tuning import give_freed_memory_back
 from service.ranker import Ranker
 from service.request_log import RequestLog
 from service.retriever import Retriever
@@ -96,6 +97,7 @@ def open_runtime(
         retriever.warm_up()
         preranker = None if prerank is None else open_preranker(bundle, encoder, prerank, chunk, ort_threads)
         ranker = Ranker(encoder, scorer, retriever, bundle.read_prior(), **vars(shared), preranker=preranker)
+        give_freed_memory_back()
         outcome = "loaded"
         return Runtime(bundle, encoder, scorer, ranker, loaded_at)
     finally:
@@ -289,8 +291,3 @@ class RuntimeSwitch:
             self._metrics.forget_bundle(self._live.bundle.name, self._live.bundle.version)
         self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, "live").set(1)
         self._previous, self._live = self._live, runtime
-
-
-def bundle_to_open(root: Path) -> Path:
-    """The bundle that `root` means: the pointer's target, or `root` itself when it is a bundle folder."""
-    return root if (root / "manifest.json").is_file() else current_path(root)

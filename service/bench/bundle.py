@@ -21,9 +21,10 @@ from service.bench.stage_times import of_headers
 from service.bench.turns import Spread, in_turns, seconds_of
 from service.contract.bundle import Bundle, read_bundle
 from service.contract.encoder import Encoder, ModelInputs
+from service.contract.pointer import bundle_to_open
 from service.contract.requests import RequestBatch
 from service.deadline import Deadline
-from service.runtime import GOLDEN, bundle_to_open, open_scorer
+from service.runtime import GOLDEN, open_scorer
 from service.scorer import Scorer
 from service.settings import Settings
 

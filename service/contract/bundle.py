@@ -22,13 +22,13 @@ from service.contract.catalogue import Catalogue
 from service.contract.encoder import CONTRACT_VERSION, Encoder
 from service.contract.errors import BundleError, SchemaError
 from service.contract.manifest import NAME, check_manifest, is_rate, with_digest
+from service.contract.pointer import MANIFEST as MANIFEST  # whoever opens bundles takes these two from here
+from service.contract.pointer import MAX_POINTER_BYTES, check_kind, compare, file_content, parsed, read_manifest
+from service.contract.pointer import current_path as current_path
 from service.contract.strict_json import strict_json
 
-MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"  # beside the manifest and not in it, so that a published bundle can be signed
 MANIFEST_SCHEMA = 1
-MAX_MANIFEST_BYTES = 16 << 20  # parsed before anything of it could be trusted
-MAX_POINTER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, hashed as they are returned. Raises BundleError when they differ from the manifest."""
-        content = _content(self.path / name)
-        _compare(self.path / name, hashlib.sha256(content).hexdigest(), self.files.get(name))
+        content = file_content(self.path / name)
+        compare(self.path / name, hashlib.sha256(content).hexdigest(), self.files.get(name))
         return content
 
     def open_encoder(self) -> Encoder:
@@ -135,7 +135,7 @@ def read_bundle(path: Path, check_signed: Callable[[Path, bytes], None] | None =
     content = read_manifest(path)
     if check_signed is not None:
         check_signed(path, content)
-    manifest = _parse(path / MANIFEST, content)
+    manifest = parsed(path / MANIFEST, content)
     _check_versions(path, manifest)
     check_manifest(path / MANIFEST, manifest)
     files = manifest.get("files")
@@ -146,13 +146,8 @@ def read_bundle(path: Path, check_signed: Callable[[Path, bytes], None] | None =
         problem = "is not in the manifest" if name in found else "is missing"
         raise BundleError(f"{path / name} {problem}: copy the bundle again, whole")
     for name, expected in files.items():
-        _compare(path / name, _hash(path / name), expected)
+        compare(path / name, _hash(path / name), expected)
     return Bundle(path, manifest, hashlib.sha256(content).hexdigest())
-
-
-def read_manifest(path: Path) -> bytes:
-    """The manifest of the bundle in `path`, unparsed. Raises BundleError when it cannot be read or is too large."""
-    return _content(path / MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def write_signature(path: Path, content: bytes) -> None:
@@ -165,7 +160,7 @@ def write_signature(path: Path, content: bytes) -> None:
 
 def read_signature(path: Path) -> bytes:
     """What lies beside the manifest. Raises BundleError when there is none."""
-    return _content(path / SIGNATURE, MAX_POINTER_BYTES)
+    return file_content(path / SIGNATURE, MAX_POINTER_BYTES)
 
 
 def point_to(root: Path, bundle: Bundle) -> None:
@@ -179,28 +174,6 @@ def point_to(root: Path, bundle: Bundle) -> None:
     _write_synced(work, json.dumps(pointer).encode())
     work.rename(root / "current")
     _sync(root)
-
-
-def current_path(root: Path) -> Path:
-    """The folder that `current` points to. Raises BundleError when there is none or its manifest is another one."""
-    return read_pointer(root)[0]
-
-
-def read_pointer(root: Path) -> tuple[Path, str]:
-    """The same with the hash of its manifest, which is that of `Bundle.digest`."""
-    pointer = _parse(root / "current", _content(root / "current", MAX_POINTER_BYTES))
-    parts = [str(pointer.get(key, "")) for key in ("name", "version")]
-    if not all(NAME.fullmatch(part) for part in parts):
-        raise BundleError(f"{root / 'current'} names {parts}: promote a bundle again")
-    path = root.joinpath(*parts)
-    digest = hashlib.sha256(read_manifest(path)).hexdigest()
-    _compare(path / MANIFEST, digest, pointer.get("manifest_sha256"))
-    return path, digest
-
-
-def is_version(text: str) -> bool:
-    """True for what may name a bundle or a version, and so a folder."""
-    return NAME.fullmatch(text) is not None
 
 
 def list_bundles(root: Path) -> list[Path]:
@@ -217,34 +190,6 @@ def _check_versions(path: Path, manifest: Mapping[str, object]) -> None:
             raise BundleError(f"{path / MANIFEST} has no {key}: it was not written by write_bundle")
 
 
-def _content(path: Path, most: int | None = None) -> bytes:
-    try:
-        found = path.lstat()
-        _check_kind(path, found.st_mode)
-        if most is not None and found.st_size > most:
-            raise BundleError(f"{path} has {found.st_size} bytes, {most} are allowed: export the bundle again")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
-
-
-def _parse(path: Path, content: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON ({error}): export or copy the bundle again") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} holds {type(value).__name__}, not an object: export the bundle again")
-    return value
-
-
-def _compare(path: Path, found: str, expected: object) -> None:
-    if found != expected:
-        raise BundleError(
-            f"{path}: SHA-256 is {found[:12]}, expected {str(expected)[:12]}: the file was altered or cut"
-        )
-
-
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -255,15 +200,8 @@ def list_files(folder: Path) -> list[Path]:
     paths = sorted(folder.rglob("*"))
     files = [path for path in paths if not stat.S_ISDIR(path.lstat().st_mode)]
     for path in files:
-        _check_kind(path, path.lstat().st_mode)
+        check_kind(path, path.lstat().st_mode)
     return files
-
-
-def _check_kind(path: Path, mode: int) -> None:
-    """A link may lead out of the bundle, and a pipe lets its reader wait for ever."""
-    if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
-        raise BundleError(f"{path} is {kind}: bundles hold files only")
 
 
 def _folders(folder: Path) -> list[Path]:

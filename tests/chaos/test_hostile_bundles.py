@@ -113,7 +113,7 @@ def test_a_copy_that_nobody_spoilt_is_taken(asked: Asked) -> None:
 NO_HASHES_AND_NO_CHILD = """
 import service.bundle_trial, service.contract.bundle
 service.bundle_trial.Trial.run = lambda *_: None
-service.contract.bundle._compare = lambda *_: None
+service.contract.bundle.compare = lambda *_: None
 """
 
 
@@ -170,7 +170,7 @@ def test_g13_no_mutant_is_opened(root: Path, record_property: Record) -> None:
 
 
 def test_g13_without_the_hashes_mutants_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.contract.bundle, "_compare", lambda *_: None)
+    monkeypatch.setattr(service.contract.bundle, "compare", lambda *_: None)
     assert opened_of(root)[0] > N_MUTANTS / 2
 
 

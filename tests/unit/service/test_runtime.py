@@ -11,8 +11,9 @@ from service import runtime as module
 from service.contract.bundle import Bundle, point_to, read_bundle
 from service.contract.errors import BundleError
 from service.contract.manifest import with_digest
+from service.contract.pointer import bundle_to_open
 from service.errors import NoModel
-from service.runtime import Runtime, RuntimeSwitch, Shared, bundle_to_open
+from service.runtime import Runtime, RuntimeSwitch, Shared
 from tests.small_bundle import HandMade, candidate_graph, golden_lines, make_encoder, write_small_bundle
 
 Open = Callable[[Path], Runtime]
