@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.contract.bundle import MANIFEST, SIGNATURE, read_bundle, read_manifest, read_signature, write_signature
+from service.contract.bundle import MANIFEST, SIGNATURE, read_bundle, read_signature, write_signature
 from service.contract.errors import BundleError
+from service.contract.pointer import read_manifest
 from service.settings import Settings, SettingsError, variable
 
 if TYPE_CHECKING:  # loaded where a key is named, and nowhere else
