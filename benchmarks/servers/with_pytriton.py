@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 from pytriton.decorators import sample  # type: ignore[import-not-found]
 from pytriton.model_config import ModelConfig, Tensor  # type: ignore[import-not-found]
+from pytriton.models.model import Model  # type: ignore[import-not-found]
 from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found]
 
 from benchmarks.servers.graph_files import dtype_of, open_graphs, read_ranks
+
+PATIENCE = (b"timeout_s: float = 1.0) -> dict", b"timeout_s: float = 60.0) -> dict")
 
 
 def instance() -> Callable[..., dict[str, np.ndarray]]:
@@ -46,6 +49,19 @@ def serve(work: Path, port: int, workers: int) -> None:
         triton.serve()
 
 
+def wait_for_the_first() -> None:
+    """Triton's processes start together, and all wait for the first of them: one second, too short on a busy machine.
+
+    How long is in one of the files that pytriton hands to Triton, and nowhere to be set.
+    """
+    files_of = Model.get_proxy_model_files
+
+    def files(model: Model) -> dict[str, bytes]:
+        return {name: code.replace(*PATIENCE) for name, code in files_of(model).items()}
+
+    Model.get_proxy_model_files = files
+
+
 def show_libpython() -> None:
     """Triton loads this Python's shared library, which need not be where the system looks for libraries."""
     places = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
@@ -55,4 +71,5 @@ def show_libpython() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     show_libpython()
+    wait_for_the_first()
     serve(Path(os.environ["BENCH_WORK"]) / "pytriton", int(os.environ["BENCH_PORT"]), int(os.environ["BENCH_WORKERS"]))

@@ -218,6 +218,13 @@ class StandInTriton:
         self.served = True
 
 
+class StandInModel:
+    """Its own files."""
+
+    def get_proxy_model_files(self) -> dict[str, bytes]:
+        return {"a": b"def get(path, timeout_s: float = 1.0) -> dict:\n", "b": b"timeout_s = 1.0\n"}
+
+
 triton: list[StandInTriton] = []
 
 
@@ -226,20 +233,28 @@ def with_named_inputs(function: Callable[..., Any]) -> Callable[[list[dict[str, 
     return lambda requests: [function(**requests[0])]
 
 
-def test_pytriton_has_an_instance_for_every_worker_and_takes_what_is_sent(
-    bundle: Path, inputs: ModelInputs, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = dict.fromkeys(("ModelConfig", "Tensor"), SimpleNamespace)
+@pytest.fixture
+def with_pytriton(bundle: Path, inputs: ModelInputs, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module over a Triton that is not there, and graphs with what it wants to know of them."""
     modules = {
         "pytriton": {},
         "pytriton.decorators": {"sample": with_named_inputs},
-        "pytriton.model_config": kept,
+        "pytriton.model_config": dict.fromkeys(("ModelConfig", "Tensor"), SimpleNamespace),
         "pytriton.triton": {"Triton": StandInTriton, "TritonConfig": SimpleNamespace},
+        "pytriton.models": {},
+        "pytriton.models.model": {"Model": StandInModel},
     }
     stand_in(monkeypatch, modules)
+    monkeypatch.setattr(sys.modules[__name__], "triton", [])
     graph_files.write_ranks(bundle, named(inputs))
-    imported("benchmarks.servers.with_pytriton").serve(bundle, 8123, 2)
-    server = triton.pop()
+    return imported("benchmarks.servers.with_pytriton")
+
+
+def test_pytriton_has_an_instance_for_every_worker_and_takes_what_is_sent(
+    with_pytriton: ModuleType, tmp_path: Path, inputs: ModelInputs, expected: np.ndarray
+) -> None:
+    with_pytriton.serve(tmp_path, 8123, 2)
+    (server,) = triton
     assert server.served
     only_http = SimpleNamespace(http_address="127.0.0.1", http_port=8123, allow_grpc=False, allow_metrics=False)
     assert server.given["config"] == only_http
@@ -253,6 +268,15 @@ def test_pytriton_has_an_instance_for_every_worker_and_takes_what_is_sent(
     assert len({id(instance) for instance in instances}) == 2
     for instance in instances:
         np.testing.assert_allclose(instance([named(inputs)])[0]["logits"], expected, atol=1e-6)
+
+
+def test_triton_s_processes_have_time_to_wait_for_the_first(
+    with_pytriton: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StandInModel, "get_proxy_model_files", StandInModel.get_proxy_model_files)  # as it was, after
+    with_pytriton.wait_for_the_first()
+    files = StandInModel().get_proxy_model_files()
+    assert files == {"a": b"def get(path, timeout_s: float = 60.0) -> dict:\n", "b": b"timeout_s = 1.0\n"}
 
 
 def test_a_turn_takes_whole_steps_and_at_least_one() -> None:
