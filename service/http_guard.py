@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DOORWAY = "doorway"  # where a `Door` stands, among what the app's lifespan hands over
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 CLOSES = (b"connection", b"close")
+FREELY_TURNED_AWAY = 3  # times in a row; who asks on without waiting is made to wait, or its refusals eat the service
+PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get 800 a second, not thousands
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
 
@@ -121,6 +123,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._is_refused = False
         self._is_turned_away = False
+        self._n_turned_away = 0  # in a row
+        self._pause: asyncio.TimerHandle | None = None
         self._door: Door | None = app_state.get(DOORWAY)
         self._arrival: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
@@ -141,6 +145,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forgets the connection and its timers."""
         self._message_arrived()
         self._answer_taken()
+        if self._pause is not None:
+            self._pause.cancel()
         if self._tally is not None:
             self._tally.add(-1)
         peer = self._peer()
@@ -219,6 +225,7 @@ class GuardedProtocol(HttpToolsProtocol):
         elif refusal := self._refusal():
             self._turn_away(refusal)
         else:
+            self._n_turned_away = 0
             super().on_headers_complete()
         self._in_headers = False
         self._n_header_bytes = self._n_framing_bytes = self._n_body_bytes = 0
@@ -244,6 +251,18 @@ class GuardedProtocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
             self.transport.close()
 
+    def _slow_down(self) -> None:
+        """Reads no more for a moment from one that was turned away again and again."""
+        self._n_turned_away += 1
+        if self._n_turned_away > FREELY_TURNED_AWAY and self._pause is None and not self.transport.is_closing():
+            self.flow.pause_reading()
+            self._pause = self.loop.call_later(PAUSE_S, self._read_on)
+
+    def _read_on(self) -> None:
+        self._pause = None
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
     def on_body(self, body: bytes) -> None:
         """A piece of the body: what is not body is framing."""
         self._n_body_bytes += len(body)
@@ -260,6 +279,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_turned_away:
             self._is_turned_away = False
             self.on_response_complete()
+            self._slow_down()
         else:
             super().on_message_complete()
 

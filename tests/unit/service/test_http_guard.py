@@ -197,3 +197,60 @@ class NoDoor(FullHouse):
 
     def turn_away(self, *_: object) -> None:
         return None
+
+
+def refusals_heard(n: int, within_s: float, let_in_at: int | None = None) -> int:
+    """How many answers one gets that asks again as soon as it was turned away; one of its requests may be let in."""
+    config = GuardedConfig(answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False)
+    config.guards = Guards(8_192, 5.0, 100)
+    config.load()
+    state, n_heard = ServerState(), 0
+
+    async def main() -> None:
+        nonlocal n_heard
+        loop, taken = asyncio.get_running_loop(), list[GuardedProtocol]()
+
+        def protocol() -> GuardedProtocol:
+            taken.append(GuardedProtocol(config, state, {DOORWAY: FullHouse()}, loop))
+            return taken[-1]
+
+        made = await loop.create_server(protocol, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*made.sockets[0].getsockname())
+        try:
+            async with asyncio.timeout(within_s):
+                for number in range(n):
+                    is_let_in = number == let_in_at
+                    writer.write(posted("/else" if is_let_in else "/rank"))
+                    await reader.readuntil(b"ok" if is_let_in else b"full")
+                    n_heard += 1
+        except TimeoutError:
+            pass
+        finally:
+            writer.close()
+            made.close()
+            for one in taken:
+                one.transport.abort()  # one that does not read sees no end
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    return n_heard
+
+
+def test_who_asks_on_and_on_is_made_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    assert refusals_heard(20, within_s=1.0) == module.FREELY_TURNED_AWAY + 1
+
+
+def test_one_answer_makes_up_for_all_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    assert refusals_heard(20, within_s=1.0, let_in_at=2) == 2 + 1 + module.FREELY_TURNED_AWAY + 1
+
+
+def test_the_wait_ends() -> None:
+    assert refusals_heard(20, within_s=60.0) == 20
+
+
+def test_without_the_wait_it_gets_all_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    monkeypatch.setattr(GuardedProtocol, "_slow_down", lambda _: None)
+    assert refusals_heard(20, within_s=60.0) == 20
