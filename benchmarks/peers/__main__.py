@@ -38,11 +38,18 @@ PAIRS = (
     ("din", "fuxictr/din"),
     ("deepfm", "deepctr-torch/deepfm"),
     ("deepfm", "deepctr-torch-glorot/deepfm"),
+    ("deepfm-no-projection", "deepctr-torch-glorot/deepfm"),
     ("dien", "deepctr-torch/dien"),
     ("dien", "deepctr-torch-glorot/dien"),
     ("dien-no-auxiliary", "fuxictr/dien"),
 )
-NAMES = {"din": "DIN", "deepfm": "DeepFM", "dien": "DIEN", "dien-no-auxiliary": "DIEN without auxiliary loss"}
+NAMES = {
+    "din": "DIN",
+    "deepfm": "DeepFM",
+    "deepfm-no-projection": "DeepFM without projections",
+    "dien": "DIEN",
+    "dien-no-auxiliary": "DIEN without auxiliary loss",
+}
 LIBRARIES = {
     "deepctr-torch": "DeepCTR-Torch",
     "deepctr-torch-glorot": "DeepCTR-Torch, started by Glorot",

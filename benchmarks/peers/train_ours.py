@@ -21,7 +21,7 @@ from training.models.din import DinConfig
 from training.scores import score_batches
 from training.train import evaluation_batches, train
 
-OURS = ("din", "deepfm", "dien", "dien-no-auxiliary")
+OURS = ("din", "deepfm", "deepfm-no-projection", "dien", "dien-no-auxiliary")
 N_WARM_UP = 10
 
 
@@ -37,8 +37,8 @@ def model_config(name: str, terms: Terms) -> Any:
     }
     if name == "din":
         return DinConfig(attention="mlp", **shared)
-    if name == "deepfm":
-        return DeepFmConfig(factor_width=terms.width, **shared)
+    if name.startswith("deepfm"):
+        return DeepFmConfig(factor_width=terms.width, projects=name == "deepfm", **shared)
     return DienConfig(n_steps=terms.history, auxiliary_weight=float(name == "dien"), **shared)
 
 

@@ -6,9 +6,10 @@ a sum of squares once, a candidate adds its own.
 
 The factorisation machine needs one width for all fields. The paper gives every embedding that width; here all models of
 a table share their embedding widths, so v_i = P_i e_i is a projection by field of the shared embedding (a deviation;
-that both parts share their vectors, which is the paper's point, stays). Our assumptions: the history is one field, the
-mean of its behaviours; for a model that knows the trigger its fields and the vector of the similarity to it are fields
-too. The bias w_0 is that of the network.
+that both parts share their vectors, which is the paper's point, stays). Where the widths allow the paper's v_i = e_i,
+`projects=False` is it; the projections are the better model (docs/peers.md). Our assumptions: the history is one field,
+the mean of its behaviours, and projected always, for it is as wide as several fields; for a model that knows the
+trigger its fields and the vector of the similarity to it are fields too. The bias w_0 is that of the network.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ class DeepFmConfig:
 
     widths: EmbeddingWidths = DEFAULT_WIDTHS
     factor_width: int = 16
+    projects: bool = True  # False: v_i = e_i, as published; all embeddings must be `factor_width` wide then
     top: tuple[int, ...] = (512, 256, 128)
     use_trigger: bool = True
     n_similarity_bins: int = 20
@@ -44,10 +46,20 @@ class DeepFmConfig:
 class FieldFactors(nn.Module):
     """v_i = P_i e_i for fields that lie side by side, and what the machine needs of them: Σ v_i and Σ v_i²."""
 
-    def __init__(self, widths: Sequence[int], factor_width: int) -> None:
+    def __init__(self, widths: Sequence[int], factor_width: int, as_they_are: Sequence[bool]) -> None:
+        """`as_they_are`: fields whose v_i is e_i itself. Raises ValueError for one of another width."""
         super().__init__()
         self.widths = list(widths)
-        self.projections = nn.ModuleList(nn.Linear(width, factor_width, bias=False) for width in widths)
+        others = {width for width, as_it_is in zip(widths, as_they_are, strict=True) if as_it_is} - {factor_width}
+        if others:
+            raise ValueError(
+                f"embeddings of {sorted(others)} in a machine of {factor_width}: without projections all widths must be"
+                " `factor_width`; set them so, or projects=True"
+            )
+        self.projections = nn.ModuleList(
+            nn.Identity() if as_it_is else nn.Linear(width, factor_width, bias=False)
+            for width, as_it_is in zip(widths, as_they_are, strict=True)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B ΣD] to two of [B K]."""
@@ -72,8 +84,9 @@ class DeepFm(nn.Module):
         request = [config.widths.of(kind) for kind in (*sizes.user_kinds, *sizes.context_kinds)]
         request += [*(item if config.use_trigger else []), self.page.behaviour_width]
         candidate = [*item, *([config.similarity_width] if config.use_trigger else [])]
-        self.request_factors = FieldFactors(request, config.factor_width)
-        self.candidate_factors = FieldFactors(candidate, config.factor_width)
+        plain = not config.projects
+        self.request_factors = FieldFactors(request, config.factor_width, [plain] * (len(request) - 1) + [False])
+        self.candidate_factors = FieldFactors(candidate, config.factor_width, [plain] * len(candidate))
         self.top = TopMlp(sum(request), sum(candidate), config.top, config.dropout)
 
     def encode_request(self, inputs: ModelInputs, given_intent: Tensor | None = None) -> State:  # noqa: ARG002

@@ -2,12 +2,14 @@
 
 from itertools import combinations
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.contract.encoder import ModelInputs
 from tests.unit.training.random_inputs import SIZES, random_inputs, with_large_weights
 from training.layers.attention import masked_mean
+from training.layers.embedding import EmbeddingWidths
 from training.models.deepfm import DeepFm, DeepFmConfig
 
 SMALL = DeepFmConfig(top=(16, 8), factor_width=4)
@@ -59,3 +61,17 @@ def test_the_machine_is_the_sum_over_all_pairs_of_fields() -> None:
 
 def test_and_without_the_trigger_over_the_fields_that_are_left() -> None:
     check_the_machine(DeepFmConfig(top=(16, 8), factor_width=4, use_trigger=False), 2 + 1 + 1 + 3)
+
+
+def test_as_published_the_embeddings_are_the_factors_themselves() -> None:
+    config = DeepFmConfig(
+        top=(16, 8), factor_width=4, projects=False, widths=EmbeddingWidths(4, 4, 4, 4), similarity_width=4
+    )
+    check_the_machine(config, 2 + 1 + 3 + 1 + 3 + 1)
+    projections = [*built(config).request_factors.projections, *built(config).candidate_factors.projections]
+    assert sum(isinstance(one, nn.Linear) for one in projections) == 1  # the history's
+
+
+def test_other_widths_than_the_machines_need_projections() -> None:
+    with pytest.raises(ValueError, match="without projections all widths must be `factor_width`"):
+        DeepFm(DeepFmConfig(top=(16, 8), factor_width=4, projects=False), SIZES)
