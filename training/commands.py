@@ -184,6 +184,7 @@ def compare(
     jobs: int = 2,
     levels: str | None = None,
     report_only: bool = False,
+    check: bool = True,
 ) -> None:
     """Train every row of a table, searched alike, over seeds; write one report. Again, it goes on where it stopped.
 
@@ -209,16 +210,21 @@ def compare(
         Numbers of similarity levels to try with the row daian, such as 2,4,6,8,10.
     report_only
         Write the report of what is finished; train nothing.
+    check
+        --no-check compares on the data as they are. A comparison that goes on was checked when it began.
     """
-    from training.compare import Comparison, chosen_levels, chosen_rows, read_states
+    from training.compare import PLAN, Comparison, chosen_levels, chosen_rows, read_states
     from training.compare import compare as run_comparison
     from training.compare_progress import CompareProgress
+    from training.data.check_requests import refuse_unfit
     from training.report import write_report
 
     comparison = Comparison(table, data, out, chosen_rows(rows, groups), seeds, trials, jobs, chosen_levels(levels))
     if report_only:
         states = read_states(comparison)
     else:
+        if check and not (out / PLAN).is_file():
+            refuse_unfit(data, show_progress=sys.stderr.isatty())
         with CompareProgress() as progress:
             states = run_comparison(comparison, progress)
     for path in write_report(comparison, states):

@@ -27,6 +27,7 @@ from training.recipes import TABLES, row_config
 from training.rows import ROWS
 from training.search import Search, Setting
 
+PLAN = "plan.json"
 FIRST_SEED = 1
 TIMING, TIMING_FAILED = "timing.json", "timing_failed.txt"
 SWEPT = "daian"  # the row whose number of levels is varied
@@ -153,7 +154,7 @@ def _begin(comparison: Comparison) -> None:
     if not is_begun:
         comparison.out.mkdir(parents=True, exist_ok=True)
         plan = {**_plan(comparison), "machine": machine()}
-        write_whole(comparison.out / "plan.json", strict_json(plan, indent=1).encode())
+        write_whole(comparison.out / PLAN, strict_json(plan, indent=1).encode())
     for folder, encoder in fitted.items():
         encoder.save(folder)
 
@@ -169,7 +170,7 @@ def _plan(comparison: Comparison) -> dict[str, Any]:
 
 def check_plan(comparison: Comparison) -> bool:
     """Whether the folder has a plan already. Raises CompareError when it is another comparison's."""
-    path, plan = comparison.out / "plan.json", _plan(comparison)
+    path, plan = comparison.out / PLAN, _plan(comparison)
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""`daian train` refuses data that would teach a model something wrong before its first step, by file and reason.
+"""`daian train` and `daian compare` refuse data that would teach a model something wrong, by file and reason.
 
-Told not to look, it begins on each of them: what is refused here is found by nobody else.
+Told not to look, they begin on each of them: what is refused here is found by nobody else.
 """
 
 import shutil
@@ -183,3 +183,20 @@ def test_a_handful_of_clicks_is_no_leak(tmp_path: Path, begun: list[Path]) -> No
     train(tmp_path / "data", tmp_path / "run")
     assert begun == [tmp_path / "data"]
     assert np.sum([sum(row["clicked"]) for row in pq.read_table(tmp_path / "data" / SHARD).to_pylist()]) == 3
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_comparison_is_refused_before_its_first_row(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    data, begun = shutil.copytree(sound, tmp_path / "data"), list[object]()
+    future_behaviour(data)
+    monkeypatch.setattr("training.compare.compare", lambda *given: begun.append(given) or {})
+    monkeypatch.setattr("training.report.write_report", lambda *_: [])
+    if check:
+        with pytest.raises(DataError, match="behaviour_at"):
+            commands.compare("small", data=data, out=tmp_path / "table", check=check)
+    else:
+        commands.compare("small", data=data, out=tmp_path / "table", check=check)
+    assert len(begun) == (not check)
+    assert not (tmp_path / "table").exists()
