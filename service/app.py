@@ -36,8 +36,8 @@ from service.api.routes import router
 from service.api_keys import KeyRing
 from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError, DaianError
+from service.door import DOORWAY
 from service.errors import BadRequest, MethodNotAllowed, NotFound
-from service.http_guard import DOORWAY
 from service.metrics import Metrics, UserHasher, configure_logging
 from service.process_tuning import calm_the_collector
 from service.quotas import TenantQuotas

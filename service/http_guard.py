@@ -10,26 +10,25 @@ import asyncio
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httptools
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.deadline import IS_GONE
+from service.door import DOORWAY, Door, Refusal
 from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
 
 if TYPE_CHECKING:
     from service.shared_listener import Tally
 
-DOORWAY = "doorway"  # where a `Door` stands, among what the app's lifespan hands over
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
-CLOSES = (b"connection", b"close")
 FREELY_TURNED_AWAY = 3  # times in a row; who asks on without waiting is made to wait, or its refusals eat the service
 PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get 800 a second, not thousands
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
@@ -53,23 +52,6 @@ NOT_HTTP = _last_answer(b"400 Bad Request", BadRequest("this is not a request of
 
 class NotHttpError(ValueError):
     """A message that the parser lets through and RFC 9112 does not."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The whole of a 503."""
-
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-class Door(Protocol):
-    """Knows from a request's headers that it has no chance (`service/api/doorway.py`)."""
-
-    def turn_away(
-        self, method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]], port: int | None
-    ) -> Refusal | None:
-        """`target`: path and query as they came; `port`: where the server listens. None: let it in."""
 
 
 @dataclass(frozen=True)
@@ -239,16 +221,20 @@ class GuardedProtocol(HttpToolsProtocol):
         return self._door.turn_away(self.parser.get_method(), self.url, self.headers, port)
 
     def _turn_away(self, refusal: Refusal) -> None:
-        """Writes the whole answer at once; what is still to come of the request is read and dropped."""
+        """Writes the whole answer at once; what is still to come of the request is read and dropped.
+
+        It is the last of the connection where request or refusal say so, and where more requests came in the bytes that
+        were read before it was made to wait.
+        """
         self._is_turned_away = True
-        lines = [b"%s: %s\r\n" % header for header in (*self.server_state.default_headers, *refusal.headers)]
-        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        if not stays and CLOSES not in refusal.headers:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((STATUS_LINE[503], *lines, b"\r\n", refusal.body)))
-        if not stays or CLOSES in refusal.headers:
+        may_stay = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive() and self._pause is None
+        answer, is_last = refusal.written(self.server_state.default_headers, may_stay)
+        self.transport.write(answer)
+        if is_last:
             self._message_arrived()
-            self.server_state.total_requests += 1
+            if self.transport.get_write_buffer_size():
+                self._answer_taken()
+                self._expect_taking()
             self.transport.close()
 
     def _slow_down(self) -> None:

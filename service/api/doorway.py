@@ -8,7 +8,7 @@ Whoever passes is looked at again behind its body (`routes.rank`) and in front o
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,13 +17,12 @@ from service.admission import Priority
 from service.api.exchange import PROBLEM, header_id
 from service.api.parts import Parts
 from service.deadline import Deadline
+from service.door import Headers, Refusal
 from service.errors import Overloaded, problem_of
-from service.http_guard import Refusal
 from service.settings import Settings
 
 RANK_PATHS = ("/v1/rank", "/rank")
 LABEL = RANK_PATHS[0]
-Headers = Iterable[tuple[bytes, bytes]]
 _PATHS = {path.encode(): path for path in RANK_PATHS}
 _PRIORITIES: dict[bytes, Priority] = {b"": "interactive", b"interactive": "interactive", b"prefetch": "prefetch"}
 

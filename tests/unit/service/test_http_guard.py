@@ -1,6 +1,7 @@
 """A stop gives connections that were just taken time for their first request; a full house turns rankings away."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from service import http_guard as module
-from service.http_guard import DOORWAY, GuardedConfig, GuardedProtocol, Guards, Refusal
+from service.door import DOORWAY, Refusal
+from service.http_guard import GuardedConfig, GuardedProtocol, Guards
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: service\r\nconnection: close\r\n\r\n"
 
@@ -199,15 +201,17 @@ class NoDoor(FullHouse):
         return None
 
 
-def refusals_heard(n: int, within_s: float, let_in_at: int | None = None) -> int:
-    """How many answers one gets that asks again as soon as it was turned away; one of its requests may be let in."""
+def refusals_heard(n: int, let_in_at: int | None = None, waits: bool = False) -> int:
+    """How many answers one gets that asks again as soon as it was turned away, until nobody reads what it asks.
+
+    `let_in_at`: a request that is let in. `waits`: it goes on asking, and is read again later.
+    """
     config = GuardedConfig(answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False)
     config.guards = Guards(8_192, 5.0, 100)
     config.load()
-    state, n_heard = ServerState(), 0
+    state = ServerState()
 
-    async def main() -> None:
-        nonlocal n_heard
+    async def main() -> int:
         loop, taken = asyncio.get_running_loop(), list[GuardedProtocol]()
 
         def protocol() -> GuardedProtocol:
@@ -217,14 +221,13 @@ def refusals_heard(n: int, within_s: float, let_in_at: int | None = None) -> int
         made = await loop.create_server(protocol, "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*made.sockets[0].getsockname())
         try:
-            async with asyncio.timeout(within_s):
-                for number in range(n):
-                    is_let_in = number == let_in_at
-                    writer.write(posted("/else" if is_let_in else "/rank"))
-                    await reader.readuntil(b"ok" if is_let_in else b"full")
-                    n_heard += 1
-        except TimeoutError:
-            pass
+            for number in range(n):
+                is_let_in = number == let_in_at
+                writer.write(posted("/else" if is_let_in else "/rank"))
+                await reader.readuntil(b"ok" if is_let_in else b"full")
+                if taken[0].flow.read_paused and not waits:
+                    return number + 1
+            return n
         finally:
             writer.close()
             made.close()
@@ -232,25 +235,83 @@ def refusals_heard(n: int, within_s: float, let_in_at: int | None = None) -> int
                 one.transport.abort()  # one that does not read sees no end
             await asyncio.sleep(0.01)
 
-    asyncio.run(main())
-    return n_heard
+    return asyncio.run(main())
 
 
 def test_who_asks_on_and_on_is_made_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 3600.0)
-    assert refusals_heard(20, within_s=1.0) == module.FREELY_TURNED_AWAY + 1
+    assert refusals_heard(20) == module.FREELY_TURNED_AWAY + 1
 
 
 def test_one_answer_makes_up_for_all_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 3600.0)
-    assert refusals_heard(20, within_s=1.0, let_in_at=2) == 2 + 1 + module.FREELY_TURNED_AWAY + 1
+    assert refusals_heard(20, let_in_at=2) == 2 + 1 + module.FREELY_TURNED_AWAY + 1
 
 
 def test_the_wait_ends() -> None:
-    assert refusals_heard(20, within_s=60.0) == 20
+    assert refusals_heard(20, waits=True) == 20
 
 
 def test_without_the_wait_it_gets_all_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 3600.0)
     monkeypatch.setattr(GuardedProtocol, "_slow_down", lambda _: None)
-    assert refusals_heard(20, within_s=60.0) == 20
+    assert refusals_heard(20) == 20
+
+
+def test_who_asks_on_in_one_breath_is_sent_away_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 3600.0)
+    found = conversation(FullHouse(), posted("/rank") * 20)
+    assert found.count(b"503 Service Unavailable") == module.FREELY_TURNED_AWAY + 2
+    assert found.count(b"connection: close") == 1
+
+
+def test_without_the_wait_one_breath_gets_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "_slow_down", lambda _: None)
+    assert conversation(FullHouse(), posted("/rank") * 20, until=REFUSED * 20) == REFUSED * 20
+
+
+def last_answer_stays_open_s(receive_timeout_s: float) -> float:
+    """How long a connection stays whose client takes nothing of a large last answer, and sends its body later."""
+    config = GuardedConfig(answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False)
+    config.guards = Guards(8_192, receive_timeout_s, 100)
+    config.load()
+    state, door = ServerState(), FullHouse((b"connection", b"close"), (b"x-large", b"x" * 4_000_000))
+
+    async def main() -> float:
+        loop, taken = asyncio.get_running_loop(), list[GuardedProtocol]()
+        ended = loop.create_future()
+
+        class Watched(GuardedProtocol):
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                ended.set_result(time.monotonic())
+
+        def protocol() -> GuardedProtocol:
+            taken.append(Watched(config, state, {DOORWAY: door}, loop))
+            return taken[-1]
+
+        made = await loop.create_server(protocol, "127.0.0.1", 0)
+        client = socket.create_connection(made.sockets[0].getsockname())
+        started_s = time.monotonic()
+        try:
+            client.sendall(posted("/rank", b"x" * 100)[:-50])
+            async with asyncio.timeout(3):
+                return float(await ended) - started_s
+        finally:
+            made.close()
+            for one in taken:
+                one.transport.abort()
+            client.close()
+            await asyncio.sleep(0.01)
+
+    return asyncio.run(main())
+
+
+def test_a_last_answer_that_nobody_takes_has_an_end() -> None:
+    assert last_answer_stays_open_s(0.2) >= 0.2
+
+
+def test_without_a_limit_for_taking_it_the_connection_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "_expect_taking", lambda _: None)
+    with pytest.raises(TimeoutError):
+        last_answer_stays_open_s(0.2)

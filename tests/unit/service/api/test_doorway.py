@@ -11,7 +11,7 @@ import pytest
 from service.api.doorway import Doorway
 from service.app import create_admin_app, create_app
 from service.contract.bundle import Bundle
-from service.http_guard import DOORWAY
+from service.door import DOORWAY
 from service.settings import Settings
 from tests.asgi_client import Client, opened
 
