@@ -8,10 +8,11 @@ Never here: anything that makes data, models or bundles.
 """
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import urlencode
 
@@ -29,6 +30,7 @@ N_SHOWN = 10
 N_BEHAVIOURS_SHOWN = 8
 _BAR = 40
 _TELLING_HISTORY = 8
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # the second is what a terminal that closes sends
 _REASONS = {
     "explicit_intent": "like the trigger, and so were earlier clicks",
     "similar": "like the trigger",
@@ -57,7 +59,11 @@ class Visit(NamedTuple):
 
 
 class Tour:
-    """A running service over a bundle; use it in a `with` block, which ends with the service stopped."""
+    """A running service over a bundle; use it in a `with` block, which ends with the service stopped.
+
+    In the block a signal to end is an interrupt, as Ctrl-C is: else the service and its store would outlive the demo.
+    A signal that was ignored before, as under `nohup`, stays so. The main thread alone may do this.
+    """
 
     def __init__(self, bundle: Bundle, data: Path, teller: Teller, port: int) -> None:
         self._bundle = bundle
@@ -65,14 +71,25 @@ class Tour:
         self._teller = teller
         self._service = Service(bundle.path.parent.parent, port)
         self._asked = ""  # the query that opens the page on the visitor who was shown
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Tour":
+        found = {number: signal.getsignal(number) for number in _ENDINGS}
+        self._handlers = {n: handler for n, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+        for number in self._handlers:
+            signal.signal(number, _interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._service.stop()
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)  # we are ending: a second one must not leave half of it behind
+        try:
+            self._service.stop()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def show(self) -> None:
         """Start the service, bring the users in, rank a visitor's page, click, and rank again. Prints all of it."""
@@ -96,7 +113,7 @@ class Tour:
         )
 
     def serve_until_interrupted(self) -> None:
-        """Keep the service until Ctrl-C."""
+        """Keep the service until Ctrl-C, or a signal to end."""
         print(f"Serving on {self._service.address}; Ctrl-C stops it.", flush=True)
         try:
             self._service.wait()
@@ -223,6 +240,10 @@ class Page:
         catalogue = self._encoder.catalogue
         trigger = catalogue.rows([self._visit.row["trigger"]])
         return [float(value) for value in catalogue.similarity(trigger, catalogue.rows(items))]
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 # --- who is shown ----------------------------------------------------------------------------------------------------
