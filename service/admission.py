@@ -61,7 +61,7 @@ class Admission:
         """
         wait_s = self.predicted_wait_s()
         if wait_s > 0 and wait_s * SAFETY > self._bearable_s(deadline, priority):
-            self._metrics.shed.labels("overload" if priority == "interactive" else "priority").inc()
+            self._metrics.count_shed("overload" if priority == "interactive" else "priority")
             raise Overloaded(
                 "the queue is longer than this deadline allows: come back later, or allow more time",
                 retry_after_ms=max(100, round(wait_s * 1000)),
@@ -128,10 +128,10 @@ class Admission:
             started_s, started_cpu_s = time.monotonic(), time.thread_time()
             self._metrics.queue_seconds.observe(started_s - queued_s)
             if deadline.is_gone():
-                self._metrics.shed.labels("gone").inc()
+                self._metrics.count_shed("gone")
                 raise CallerGone("the connection was closed in the queue")
             if deadline.passed():
-                self._metrics.shed.labels("expired").inc()
+                self._metrics.count_shed("expired")
                 raise DeadlineExceeded("no worker was free before the deadline: come back later, or allow more time")
             try:
                 return work()

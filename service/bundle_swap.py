@@ -194,7 +194,7 @@ class BundleSwap:
             check_folder(self._check_signed, target.path)  # the child parses: nothing of a stranger's gets there
             self._trial.run(target.path)
         except BundleError:
-            self._shared.metrics.bundle_loads.labels("refused").inc()
+            self._shared.metrics.count_bundle("refused")
             raise
         return self._opened(target.path, is_first=False)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service.behaviour_codec import TYPE_CODES, BehaviourEvent
+from service.label_values import RejectionCode
 
 MAX_AHEAD_MS = 5 * 60_000
 _DAY_MS = 86_400_000
@@ -17,7 +18,7 @@ _DAY_MS = 86_400_000
 class Rejection:
     """An event that is not stored: a stable code, and what its sender should look at."""
 
-    code: str
+    code: RejectionCode
     detail: str
 
 
@@ -26,7 +27,7 @@ class RejectedEvent:
     """A rejection and the event's place in the call, from 0."""
 
     index: int
-    code: str
+    code: RejectionCode
     detail: str
 
 

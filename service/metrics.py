@@ -21,6 +21,22 @@ from typing import TypeAlias
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.label_values import (
+    BUNDLE_OUTCOMES,
+    COLD_KINDS,
+    CORRUPT_VALUES,
+    DEGRADED_REASONS,
+    LIVE,
+    LOGS,
+    OUR_FAULTS,
+    SHED_REASONS,
+    BundleOutcome,
+    ColdKind,
+    EventOutcome,
+    ShedReason,
+    Variant,
+)
+
 ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 STAGES = (
@@ -136,13 +152,48 @@ class Metrics:
         self.log_dropped = Counter(
             "daian_log_dropped", "Log rows dropped because the queue was full", ["log"], registry=r
         )
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """A series that begins with its first hit never rises: `rate` and `increase` would not see that hit."""
+        for counter, values in (
+            (self.degraded, DEGRADED_REASONS),
+            (self.shed, SHED_REASONS),
+            (self.cold, COLD_KINDS),
+            (self.store_corrupt, CORRUPT_VALUES),
+            (self.bundle_loads, BUNDLE_OUTCOMES),
+            (self.log_dropped, LOGS),
+        ):
+            for value in values:
+                counter.labels(value)
+
+    def expect_requests(self, route: str, variant: Variant = "none") -> None:
+        """The same for the failures of a route, which the router knows."""
+        for status in OUR_FAULTS:
+            self.requests.labels(route, status, variant, "other")
+
+    def count_shed(self, reason: ShedReason) -> None:
+        """A request was refused to protect the rest."""
+        self.shed.labels(reason).inc()
+
+    def count_bundle(self, outcome: BundleOutcome) -> None:
+        """A bundle was opened or refused."""
+        self.bundle_loads.labels(outcome).inc()
+
+    def count_cold(self, kind: ColdKind, n: int) -> None:
+        """Ids that the bundle does not know."""
+        self.cold.labels(kind).inc(n)
+
+    def count_event(self, type_: str, outcome: EventOutcome, n: int = 1) -> None:
+        """Events were stored, or why not; `type_` is one of ours or `other`."""
+        self.events.labels(type_, outcome).inc(n)
 
     def forget_bundle(self, name: str, version: str) -> None:
         """A bundle no longer answers: its series goes, so that a thousand swaps do not leave a thousand series."""
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # where a series cannot be removed, it says 0
-            self.bundle_info.labels(name, version, "live").set(0)
+            self.bundle_info.labels(name, version, LIVE).set(0)
         else:
-            self.bundle_info.remove(name, version, "live")
+            self.bundle_info.remove(name, version, LIVE)
 
     def text(self) -> bytes:
         """Everything in the Prometheus text format; over all workers when they share a directory."""

@@ -20,6 +20,7 @@ from service.contract.encoder import Encoder, ModelInputs
 from service.contract.requests import RequestBatch
 from service.deadline import Deadline
 from service.errors import ModelFailed
+from service.label_values import DegradedReason
 from service.metrics import Metrics, StageTimer
 from service.prerank import Preranker
 from service.question import Question, distinct_ids, row_of
@@ -43,15 +44,19 @@ class Intent:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer in plain values; `row` is what was ranked, as a row of the contract, while it is logged."""
+    """The answer in plain values; `row` is what was ranked, as a row of the contract, while it is logged.
 
-    degraded: tuple[str, ...]
+    `n_candidates` and of them `n_cold`, which the catalogue does not know, are from before the cut to `top_k`.
+    """
+
+    degraded: tuple[DegradedReason, ...]
     coverage: float
     intent: Intent | None
     n_used: int
     n_similar: int
     newest_age_s: float | None
     n_candidates: int
+    n_cold: int
     items: list[dict[str, object]]
     row: dict[str, object]
 
@@ -67,10 +72,10 @@ class Turn:
     user: StoredUser
     deadline: Deadline
     timer: StageTimer
-    missing: dict[str, None] = field(default_factory=dict)
+    missing: dict[DegradedReason, None] = field(default_factory=dict)
     trigger_row: int = 0
 
-    def lost(self, *reasons: str) -> None:
+    def lost(self, *reasons: DegradedReason) -> None:
         """Notes reasons for the answer's `degraded` list."""
         self.missing.update(dict.fromkeys(reasons))
 
@@ -216,8 +221,10 @@ class Ranker:
                 with turn.timer.stage("candidate_graph"):
                     scores = self._scorer.score(state, inputs, turn.deadline)
                 logits[: len(scores.logits)] = scores.logits
-                turn.lost(*[] if scores.in_time else ["deadline"])
-                turn.lost(*[] if np.isfinite(scores.logits).all() else ["scores"])
+                if not scores.in_time:
+                    turn.lost("deadline")
+                if not np.isfinite(scores.logits).all():
+                    turn.lost("scores")
             except ModelFailed:
                 _log.exception("candidate graph failed")
         if state is None or (len(logits) and not np.isfinite(logits).any()):
@@ -250,6 +257,7 @@ class Ranker:
             n_similar=history.n_similar,
             newest_age_s=_newest_age_s(turn) if history.n_used else None,
             n_candidates=len(scored.ids),
+            n_cold=int((~scored.known).sum()),
             items=items,
             row=self._row(turn, [str(item["id"]) for item in items]) if self._request_log.is_on else {},
         )
@@ -277,9 +285,8 @@ class Ranker:
             metrics.degraded.labels(reason).inc()
         if ranking.items:
             metrics.top_level.labels(str(ranking.items[0]["level"])).inc()
-        n_cold = sum(1 for item in ranking.items if item["cold"])
-        metrics.cold.labels("candidate").inc(n_cold)
-        metrics.cold.labels("trigger").inc("trigger_unknown" in ranking.degraded)
+        metrics.count_cold("candidate", ranking.n_cold)
+        metrics.count_cold("trigger", int("trigger_unknown" in ranking.degraded))
 
 
 def _newest_age_s(turn: Turn) -> float | None:

@@ -24,6 +24,7 @@ from service.contract.rules import LEAST_RECALL
 from service.deadline import Deadline
 from service.errors import ModelFailed, NoModel
 from service.file_guard import check_graph, check_index, check_signature
+from service.label_values import LIVE, BundleOutcome
 from service.metrics import Metrics
 from service.prerank import FOLDER as PRERANK
 from service.prerank import Preranker, PrerankPlan
@@ -86,7 +87,7 @@ def open_runtime(
     fit, or the pre-ranker that is asked for is not there.
     """
     started_s = time.perf_counter()
-    outcome = "refused"
+    outcome: BundleOutcome = "refused"
     try:
         bundle = read_bundle(path, check_signed)
         encoder = bundle.open_encoder()
@@ -101,7 +102,7 @@ def open_runtime(
         outcome = "loaded"
         return Runtime(bundle, encoder, scorer, ranker, loaded_at)
     finally:
-        shared.metrics.bundle_loads.labels(outcome).inc()
+        shared.metrics.count_bundle(outcome)
         shared.metrics.bundle_load_seconds.labels(outcome).observe(time.perf_counter() - started_s)
 
 
@@ -289,5 +290,5 @@ class RuntimeSwitch:
         """Makes a verified runtime the live one, and the live one the previous."""
         if self._live is not None:
             self._metrics.forget_bundle(self._live.bundle.name, self._live.bundle.version)
-        self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, "live").set(1)
+        self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, LIVE).set(1)
         self._previous, self._live = self._live, runtime

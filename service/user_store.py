@@ -34,6 +34,7 @@ from service.behaviour_codec import (
 )
 from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
+from service.label_values import CorruptValue, DegradedReason
 from service.redis_client import StoreSettings, async_client, failure_kind
 from service.redis_cluster import ClusterClient
 from service.redis_replicas import transaction
@@ -74,7 +75,7 @@ class StoredUser:
 
     attributes: dict[str, object] = field(default_factory=dict)
     behaviours: tuple[StoredBehaviour, ...] = ()
-    degraded: tuple[str, ...] = ()
+    degraded: tuple[DegradedReason, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -382,7 +383,11 @@ class RedisUserStore:
         erased_at = erased_at_of(erased)
         # If nobody can say what was erased, nothing may be read.
         is_erased_corrupt = erased_at == ALL_ERASED
-        corrupt = {"member": n_corrupt, "profile": int(is_profile_corrupt), "erased_at": int(is_erased_corrupt)}
+        corrupt: dict[CorruptValue, int] = {
+            "member": n_corrupt,
+            "profile": int(is_profile_corrupt),
+            "erased_at": int(is_erased_corrupt),
+        }
         for what, n in corrupt.items():
             if n:
                 self.observer.corrupt(what, n)

@@ -47,6 +47,7 @@ def listener_router(parts: Parts) -> APIRouter:
 
 
 def _add(routes: APIRouter, parts: Parts, method: str, path: str, handler: Handler, needed: Needed | None) -> None:
+    parts.metrics.expect_requests(path)
     routes.add_api_route(
         path, endpoint(path, handler, parts, needed), methods=[method], include_in_schema=False, response_model=None
     )

@@ -20,6 +20,7 @@ from service.admission import Priority
 from service.api.gate import Caller, Needed
 from service.api.parts import Parts
 from service.errors import BadRequest, BodyTooLarge, Unauthenticated, problem_of, retry_after_ms_of, verdict_of
+from service.label_values import Variant
 from service.metrics import StageTimer
 
 PROBLEM = "application/problem+json"
@@ -40,7 +41,7 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     fields: dict[str, object] = field(default_factory=dict)
     caller: Caller = field(default_factory=Caller)
-    variant: str = "none"
+    variant: Variant = "none"
     surface: str = "other"
 
     def answer(self, content: object, status: int = 200, media_type: str = JSON) -> Response:

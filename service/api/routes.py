@@ -33,6 +33,7 @@ from service.errors import (
     ValidationFailed,
 )
 from service.event_rules import RejectedEvent, Rejection, judge_event
+from service.label_values import LIVE
 from service.question import Question
 from service.ranker import Ranking
 from service.runtime import Runtime
@@ -49,6 +50,7 @@ def router(parts: Parts) -> APIRouter:
     routes = APIRouter()
 
     def add(method: str, path: str, handler: Handler, label: str | None = None, needed: Needed | None = None) -> None:
+        parts.metrics.expect_requests(label or path)
         about = openapi.OPERATIONS.get((method, path))
         routes.add_api_route(
             path,
@@ -62,6 +64,7 @@ def router(parts: Parts) -> APIRouter:
 
     for path in RANK_PATHS:
         add("POST", path, rank, LABEL, "rank")
+    parts.metrics.expect_requests(LABEL, LIVE)
     for path in ("/v1/events", "/events"):
         add("POST", path, events, "/v1/events", "events")
     add("DELETE", "/v1/users/{id:path}", erase_user, "/v1/users/{id}", "erase")
@@ -88,7 +91,7 @@ async def rank(exchange: Exchange) -> Response:
     parts, timer = exchange.parts, exchange.timer
     arrived_s, requested_at = time.monotonic(), time.time_ns() // 1_000_000
     runtime = parts.switch.live
-    exchange.variant = "live"
+    exchange.variant = LIVE
     exchange.headers["Daian-Model"] = f"{quote(runtime.label, safe='@._-')};variant=live"
     with timer.stage("admit"):
         header_ms, priority = exchange.number_header("x-timeout-ms"), exchange.priority()
@@ -176,7 +179,7 @@ def rank_answer(
     intent = ranking.intent
     return {
         "request_id": question.request_id,
-        "model": {"name": runtime.bundle.name, "version": runtime.bundle.version, "variant": "live"},
+        "model": {"name": runtime.bundle.name, "version": runtime.bundle.version, "variant": LIVE},
         "degraded": ranking.degraded,
         "coverage": round(ranking.coverage, 6),
         "intent": None if intent is None else vars(intent),
@@ -199,11 +202,11 @@ async def events(exchange: Exchange) -> Response:
     with exchange.timer.stage("behaviours"):
         stored = await parts.store.append(accepted, exchange.caller.tenant)
     for event in accepted:
-        parts.metrics.events.labels(event.type, "accepted").inc()
+        parts.metrics.count_event(event.type, "accepted")
     for one in rejected:
-        parts.metrics.events.labels("other", one.code).inc()
+        parts.metrics.count_event("other", one.code)
     if stored.erased:
-        parts.metrics.events.labels("other", "erased").inc(stored.erased)
+        parts.metrics.count_event("other", "erased", stored.erased)
     exchange.fields.update(n_events=len(accepted), n_rejected=len(rejected))
     return exchange.answer(
         {

@@ -42,7 +42,7 @@ def run_for(is_gone: Callable[[], bool]) -> tuple[list[str], float | None]:
 def test_b15_a_caller_that_left_in_the_queue_costs_no_worker() -> None:
     assert verdict_of(CallerGone("")).status == 503
     assert run_for(lambda: True) == ([], 1.0)
-    assert run_for(lambda: False) == (["work"], None)
+    assert run_for(lambda: False) == (["work"], 0.0)
 
 
 def n_chunks_scored(is_gone: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> int:

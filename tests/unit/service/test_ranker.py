@@ -79,6 +79,25 @@ def test_b3_unknown_candidates_are_kept_scored_and_cold(runtime: Runtime) -> Non
     assert ask(runtime.ranker, candidates=["new", "newer"]).degraded == ("candidates_unknown",)
 
 
+def n_cold_counted(
+    ranker: Ranker, candidates: list[str], top_k: int | None = None
+) -> tuple[float | None, float | None]:
+    """(cold candidates, all candidates) as the series say after one question."""
+    ranker._metrics = metrics = Metrics()
+    ask(ranker, candidates=candidates, top_k=top_k)
+    of = metrics.registry.get_sample_value
+    return of("daian_cold_total", {"kind": "candidate"}), of("daian_candidates_sum")
+
+
+def test_cold_candidates_are_counted_before_the_cut_as_all_candidates_are(runtime: Runtime) -> None:
+    asked = ["i3", "new", "newer", "newest"]
+    page = ask(runtime.ranker, candidates=asked, top_k=1)
+    assert sum(bool(item["cold"]) for item in page.items) < 3  # counted on the page, most would be missing
+    assert page.n_cold == 3
+    assert n_cold_counted(runtime.ranker, candidates=asked, top_k=1) == (3.0, 4.0)
+    assert n_cold_counted(runtime.ranker, candidates=asked) == (3.0, 4.0)
+
+
 def test_an_empty_list_gives_no_items_and_no_recall(runtime: Runtime) -> None:
     ranking = ask(runtime.ranker, candidates=[])
     assert (ranking.items, ranking.degraded, ranking.coverage) == ([], (), 1.0)
