@@ -85,11 +85,12 @@ def install_line(extra: str) -> str:
 
 
 def exit_code_of(error: Exception) -> int:
-    """Settings and values are usage, absent files, stores and bundles are missing, all else is a failed check."""
+    """Settings and values are usage; files, stores, bundles, free ports can be missing; the rest are failed checks."""
     kind = type(error).__name__
     if kind == "SettingsError" or (isinstance(error, ValueError) and not isinstance(error, DaianError)):
         return USAGE
-    if isinstance(error, FileNotFoundError | StoreUnavailable | BundleError) or kind == "EmbeddedStoreError":
+    is_absent = isinstance(error, FileNotFoundError | StoreUnavailable | BundleError)
+    if is_absent or kind in ("EmbeddedStoreError", "AddressError"):
         return MISSING
     return FAILED
 

@@ -18,6 +18,7 @@ from service.bundle_signature import signed_check
 from service.contract.bundle import read_bundle
 from service.contract.errors import DaianError
 from service.contract.pointer import bundle_to_open
+from service.listening import address_fault
 from service.redis_client import failure_advice, failure_kind
 from service.redis_cluster import CommandClients
 from service.runtime import check_bundle
@@ -62,7 +63,7 @@ def _port(settings: Settings) -> Finding:
         with socket.create_server((settings.host, settings.port)):
             return Finding("port", True, f"{address} is free")
     except OSError as error:
-        return Finding("port", False, f"{address}: {error.strerror}; set DAIAN_PORT, or stop what listens there")
+        return Finding("port", False, address_fault(settings.host, settings.port, error, "port"))
 
 
 def _keys(settings: Settings) -> Finding:

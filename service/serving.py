@@ -21,6 +21,7 @@ from service.api_keys import KeyRing
 from service.contract.pointer import bundle_to_open
 from service.embedded_store import embedded_store
 from service.http_guard import GuardedConfig, GuardedProtocol, Guards
+from service.listening import bound_sockets
 from service.settings import Settings, read_settings, variable
 
 KEEP_ALIVE_S = 75
@@ -71,7 +72,7 @@ class AnnouncingServer(uvicorn.Server):
 def serve(store_folder: Path) -> int:
     """Serves with the settings of the environment until told to stop.
 
-    Raises SettingsError, KeysFileError, BundleError or EmbeddedStoreError before anything listens.
+    Raises SettingsError, KeysFileError, BundleError, AddressError or EmbeddedStoreError before anything listens.
     """
     settings = read_settings()
     if settings.bundle_root is not None:
@@ -80,13 +81,14 @@ def serve(store_folder: Path) -> int:
     if settings.id_hash_key is None:  # one for all workers: a user has one name in the lines of a start
         os.environ[variable("id_hash_key")] = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(bound) for bound in bound_sockets(settings)]
         if settings.redis_url is None:
             url = stack.enter_context(embedded_store(store_folder))
             os.environ[variable("redis_url")] = url
             print(f"behaviours: embedded Valkey at {url} (DAIAN_REDIS_URL names another store)", flush=True)
         if settings.workers > 1:
             stack.enter_context(_shared_metrics())
-        return _listen(settings)
+        return _listen(settings, sockets)
 
 
 def server_config(settings: Settings) -> GuardedConfig:
@@ -121,17 +123,12 @@ def announce(listening: socket.socket) -> None:
     print(f"ranking at {base}/rank - a page to play with at {base}/docs", flush=True)
 
 
-def _listen(settings: Settings) -> int:
-    sockets = []
+def _listen(settings: Settings, sockets: list[socket.socket]) -> int:
     if settings.admin_port is not None:
-        admin = server_config(settings.model_copy(update={"host": settings.admin_host, "port": settings.admin_port}))
-        sockets.append(admin.bind_socket())
-        os.environ[variable("admin_port")] = str(sockets[0].getsockname()[1])  # the workers tell by it who asks
+        os.environ[variable("admin_port")] = str(sockets[1].getsockname()[1])  # the workers tell by it who asks
     config = server_config(settings)
-    listening = config.bind_socket()
-    sockets.insert(0, listening)
     if settings.workers > 1:
-        announce(listening)
+        announce(sockets[0])
         with tempfile.TemporaryDirectory(prefix="daian-connections-") as folder:
             config.tally_folder = Path(folder)
             supervisor = Supervisor(config, sockets=sockets)
