@@ -1,19 +1,22 @@
 """`daian data check`: refuses prepared data that would teach a model something wrong.
 
 Called by the command line, and by `daian train` before its first step (`refuse_unfit`). It reads every request once,
-changes nothing, and lists every problem it found: damaged, empty or foreign files, a catalogue that is not the one that
-was prepared, columns that are missing, numbers that are none, behaviours that are not before their request, repeated
-requests or candidates, splits that are not one after the other in time (a validation may be parted from the training by
-users instead), and single fields that tell the clicks (`leakage`). Unknown rates and shifts of the later days are
-reported, not judged.
+changes nothing, and lists the problems it found, of many alike the first ones: damaged, empty or foreign files, a
+catalogue that is not the one that was prepared, columns that are missing, numbers that are none, behaviours that are
+not before their request, repeated requests or candidates, splits that are not one after the other in time (a validation
+may be parted from the training by users instead), and single fields that tell the clicks (`leakage`). Unknown rates and
+shifts of the later days are reported, not judged.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
@@ -33,19 +36,42 @@ LEAK_AUC = 0.95
 LEAST_OF_EACH = 10  # clicks, and candidates without one, below which an AUC is chance
 _OOV = 1
 _MOST_TOLD = 20  # problems of one kind that are written out
+Broken = tuple[str, str, Int64[np.ndarray, " X"]]  # column, what is wrong in it, places of the requests
 
 
 @dataclass
 class Check:
-    """What a check found. `problems` empty = fit for training."""
+    """What a check found. `problems` empty = fit for training.
 
-    problems: list[str] = field(default_factory=list)
+    Of each kind of problem the first `_MOST_TOLD` of the whole folder are written out and the others counted, so that a
+    broken column of millions of requests is a page of text and not a book.
+    """
+
+    told: list[str] = field(default_factory=list)
+    n_of_kind: Counter[str] = field(default_factory=Counter)  # of those that may be many
     aucs: dict[str, float] = field(default_factory=dict)  # of single fields, on the validation days
     unknown: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> field -> share of unknown values
     shift: dict[str, dict[str, float]] = field(
         default_factory=dict
     )  # split -> category or number -> PSI against training
     n_requests: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """What was found, a line each; the last lines say how many more there are of the kinds that are many."""
+        more = {kind: n - _MOST_TOLD for kind, n in self.n_of_kind.items() if n > _MOST_TOLD}
+        return self.told + [f"{n} more with {kind}" for kind, n in more.items()]
+
+    @property
+    def n_problems(self) -> int:
+        """How many there are, told or not."""
+        return len(self.told) + sum(max(0, n - _MOST_TOLD) for n in self.n_of_kind.values())
+
+    def tell(self, kind: str, problems: Iterable[str], n_problems: int) -> None:
+        """Adds problems of one kind; only those that are told are asked for."""
+        room = max(0, _MOST_TOLD - self.n_of_kind[kind])
+        self.told += islice(problems, min(room, n_problems))
+        self.n_of_kind[kind] += n_problems
 
 
 def check_requests(folder: Path, leak_auc: float | None = LEAK_AUC, show_progress: bool = True) -> Check:
@@ -55,14 +81,14 @@ def check_requests(folder: Path, leak_auc: float | None = LEAK_AUC, show_progres
     """
     dataset = open_dataset(folder)
     check = Check()
-    check.problems += _file_problems(folder, dataset)
-    if check.problems:
+    _find_file_problems(folder, dataset, check)
+    if check.told:
         return check  # what cannot be read cannot be looked into
     try:
         encoder = fit_encoder(folder)
         counts = _read_all(folder, encoder, check, show_progress)
     except DataError as error:
-        check.problems.append(str(error))
+        check.told.append(str(error))
         return check
     _judge_leakage(counts, leak_auc, check)
     _report_unknown(counts, encoder, check)
@@ -71,18 +97,18 @@ def check_requests(folder: Path, leak_auc: float | None = LEAK_AUC, show_progres
 
 def refuse_unfit(folder: Path, show_progress: bool = True) -> None:
     """Raises DataError with everything that `check_requests` finds wrong; nothing has been trained then."""
-    problems = check_requests(folder, show_progress=show_progress).problems
-    if problems:
-        found = "\n".join(f"  {problem}" for problem in problems)
+    check = check_requests(folder, show_progress=show_progress)
+    if check.problems:
+        found = "\n".join(f"  {problem}" for problem in check.problems)
         raise DataError(
-            f"{folder} is not fit for training, {len(problems)} problems:\n{found}\n"
+            f"{folder} is not fit for training, {check.n_problems} problems:\n{found}\n"
             "Repair the tables and prepare the data again; --no-check trains on it as it is."
         )
 
 
-def _file_problems(folder: Path, dataset: Dataset) -> list[str]:
-    """A changed catalogue, missing splits, empty files, and columns that differ from the schema: all of them."""
-    problems = [
+def _find_file_problems(folder: Path, dataset: Dataset, check: Check) -> None:
+    """A changed catalogue, missing splits, empty files, and columns that differ from the schema."""
+    check.told += [
         f"{path}: damaged or changed since it was prepared (SHA-256); restore it or prepare the data again"
         for path in changed_catalogue_files(folder)
     ]
@@ -92,19 +118,26 @@ def _file_problems(folder: Path, dataset: Dataset) -> list[str]:
             continue
         try:
             for path in request_files(folder / split):
-                if not sum(row_group_sizes(path)):
-                    problems.append(f"{path}: no requests in it; remove it or prepare the data again")
-                found = pq.read_schema(path)
-                problems += [f"{path}: column {c.name} is missing" for c in wanted if c.name not in found.names]
-                problems += [f"{path}: unknown column {name}" for name in found.names if name not in wanted.names]
-                problems += [
-                    f"{path}: column {c.name} is {found.field(c.name).type}, the schema says {c.type}"
-                    for c in wanted
-                    if c.name in found.names and found.field(c.name).type != c.type
-                ]
+                for kind, problem in _problems_of_file(path, wanted):
+                    check.tell(kind, [f"{path}: {problem}"], 1)
         except DataError as error:
-            problems.append(str(error))
-    return problems
+            check.told.append(str(error))
+
+
+def _problems_of_file(path: Path, wanted: pa.Schema) -> Iterator[tuple[str, str]]:
+    """Kind and text of what is wrong with the file before a request of it is read."""
+    if not sum(row_group_sizes(path)):
+        yield "no requests in a file", "no requests in it; remove it or prepare the data again"
+    found = pq.read_schema(path)
+    for column in wanted:
+        if column.name not in found.names:
+            yield f"column {column.name} missing", f"column {column.name} is missing"
+        elif (kind := found.field(column.name).type) != column.type:
+            said = f"column {column.name} is {kind}, the schema says {column.type}"
+            yield f"column {column.name} of another type", said
+    for name in found.names:
+        if name not in wanted.names:
+            yield "an unknown column", f"unknown column {name}"
 
 
 def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool) -> dict[str, LabelCounts]:
@@ -117,8 +150,8 @@ def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool)
         counts[split] = LabelCounts(encoder)
         first_at, last_at, n_requests = np.iinfo(np.int64).max, -1, 0
         for place, first_row, batch, clicks in _row_groups(folder / split, show_progress):
-            check.problems += _request_problems(f"{place}", first_row, batch)
-            check.problems += _value_problems(f"{place}", first_row, batch, clicks)
+            for column, what, requests in [*_broken_requests(batch), *_broken_values(batch, clicks)]:
+                _tell_rows(place, np.unique(requests) + first_row, column, what, check)
             counts[split].add(batch, clicks, encoder.encode(batch))
             hashes.append(np.array([xxhash.xxh3_64_intdigest(r.encode()) for r in batch.request_id], np.uint64))
             first_at, last_at = (
@@ -128,7 +161,7 @@ def _read_all(folder: Path, encoder: Encoder, check: Check, show_progress: bool)
             n_requests += batch.n_requests
         check.n_requests[split] = n_requests
         if first_at <= latest and (split != "validation" or _shares_users(folder, first_at)):
-            check.problems.append(
+            check.told.append(
                 f"{folder / split}: begins at {first_at} ms, but the split before it ends at {latest} ms; split by time"
             )
         latest = max(latest, last_at)
@@ -167,25 +200,19 @@ def _row_groups(folder: Path, show: bool) -> Iterator[tuple[Path, int, RequestBa
             yield path, row, *read_row_group(path, index)
 
 
-def _request_problems(path: str, first_row: int, batch: RequestBatch) -> list[str]:
+def _broken_requests(batch: RequestBatch) -> Iterator[Broken]:
     late = batch.behaviour_at >= batch.requested_at[batch.behaviour_request]
-    problems = _told(
-        path, first_row, batch.behaviour_request[late], "behaviour_at", "a behaviour that is not before its request"
-    )
-    problems += _told(path, first_row, _repeated_candidates(batch), "candidate", "an item twice among its candidates")
-    empty = np.flatnonzero(np.diff(batch.candidate_offsets) == 0)
-    return problems + _told(path, first_row, empty, "candidate", "no candidates")
+    yield "behaviour_at", "a behaviour that is not before its request", batch.behaviour_request[late]
+    yield "candidate", "an item twice among its candidates", _repeated_candidates(batch)
+    yield "candidate", "no candidates", np.flatnonzero(np.diff(batch.candidate_offsets) == 0)
 
 
-def _value_problems(path: str, first_row: int, batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> list[str]:
+def _broken_values(batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> Iterator[Broken]:
     """Clicks that are neither, and numbers that are none: our own writer stores a missing number as missing."""
-    odd = batch.candidate_request[(clicks != 0) & (clicks != 1)]
-    problems = _told(path, first_row, odd, "clicked", "neither 0 nor 1 for a click")
+    yield "clicked", "neither 0 nor 1 for a click", batch.candidate_request[(clicks != 0) & (clicks != 1)]
     for side, columns in (("user", batch.user), ("context", batch.context)):
         for name, column in columns.items():
-            broken = _not_finite(column)
-            problems += _told(path, first_row, broken, f"{side}.{name}", "a number that is NaN or infinite")
-    return problems
+            yield f"{side}.{name}", "a number that is NaN or infinite", _not_finite(column)
 
 
 def _not_finite(column: Shaped[np.ndarray, " R"]) -> Int64[np.ndarray, " X"]:
@@ -195,10 +222,8 @@ def _not_finite(column: Shaped[np.ndarray, " R"]) -> Int64[np.ndarray, " X"]:
     )
 
 
-def _told(path: str, first_row: int, requests: Int64[np.ndarray, " X"], column: str, what: str) -> list[str]:
-    rows = np.unique(requests) + first_row
-    told = [f"{path}, row {row}, column {column}: {what}" for row in rows[:_MOST_TOLD]]
-    return told + ([f"{path}: {len(rows) - _MOST_TOLD} more rows with {what}"] if len(rows) > _MOST_TOLD else [])
+def _tell_rows(path: Path, rows: Int64[np.ndarray, " X"], column: str, what: str, check: Check) -> None:
+    check.tell(f"{what}, column {column}", (f"{path}, row {row}, column {column}: {what}" for row in rows), len(rows))
 
 
 def _repeated_candidates(batch: RequestBatch) -> Int64[np.ndarray, " X"]:
@@ -212,7 +237,7 @@ def _repeated_candidates(batch: RequestBatch) -> Int64[np.ndarray, " X"]:
 def _find_repeated(hashes: UInt64[np.ndarray, " R"], check: Check) -> None:
     n_repeated = len(hashes) - len(np.unique(hashes))
     if n_repeated:
-        check.problems.append(f"{n_repeated} requests carry the request_id of another; each may be there once")
+        check.told.append(f"{n_repeated} requests carry the request_id of another; each may be there once")
 
 
 def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check: Check) -> None:
@@ -222,7 +247,7 @@ def _judge_leakage(counts: dict[str, LabelCounts], leak_auc: float | None, check
     check.aucs = single_field_aucs(counts["train"], later)
     if leak_auc is None:
         return
-    check.problems += [
+    check.told += [
         f"{name} alone tells the clicks (AUC {auc:.3f}): it was probably made from them; leave it out, or make it "
         "from earlier days"
         for name, auc in check.aucs.items()

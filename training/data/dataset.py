@@ -9,8 +9,10 @@
 complete or absent. Nothing in here is fitted; vocabularies and levels are `fit_encoder`'s.
 """
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float32, Int8
 
 from service.contract.catalogue import Catalogue
@@ -28,11 +31,12 @@ from service.contract.schema import FeatureSchema
 from training.data.errors import DataError
 from training.data.report import RequestReport
 from training.data.request_files import RequestFileWriter, request_files, write_requests
-from training.data.whole_files import missing_above, remove_empty, sync_to_disk
+from training.data.whole_files import missing_above, remove_empty, sync_to_disk, write_whole
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CATALOGUE_HASHES = "catalogue.sha256"
+_HASH_LINES = re.compile(r"([0-9a-f]{64}  catalogue/[^/\n]+\n)+")
 FILE_REQUESTS = 65_536
 DATASET_VERSION = 1
 
@@ -119,14 +123,20 @@ def open_catalogue(folder: Path) -> Catalogue:
 def changed_catalogue_files(folder: Path) -> list[Path]:
     """Files of the catalogue that are not as they were prepared, or gone; none where nobody noted their hashes.
 
-    Request files carry checksums of their own, the arrays of a catalogue do not.
+    Request files carry checksums of their own, the arrays of a catalogue do not. A list of hashes that is empty, cut
+    off or unreadable is damaged itself and named; it says nothing about the others.
     """
+    hashes = folder / CATALOGUE_HASHES
     try:
-        noted = (folder / CATALOGUE_HASHES).read_text(encoding="utf-8", errors="replace").splitlines()
+        noted = hashes.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:  # prepared by an earlier version
         return []
+    except OSError:
+        return [hashes]
+    if not _HASH_LINES.fullmatch(noted):
+        return [hashes]
     changed = []
-    for line in noted:
+    for line in noted.splitlines():
         digest, _, name = line.partition("  ")
         path = folder / name
         if not path.is_file() or _sha256(path) != digest:
@@ -180,10 +190,14 @@ class PreparedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
+        if kind is not None:
             self.abandon()
+            return
+        try:
+            self.close()
+        except BaseException:  # a full disk, an interruption: what is half written is of no use
+            self.abandon()
+            raise
 
     def write(self, split: Split, batch: RequestBatch, clicks: Int8[np.ndarray, " N"]) -> None:
         """Appends requests to a split."""
@@ -204,18 +218,19 @@ class PreparedWriter:
         self._notes[name] = value
 
     def close(self) -> Dataset:
-        """Completes the folder and gives it its name. Raises DataError when no training request was written."""
+        """Completes the folder and gives it its name. Raises DataError when no training request was written.
+
+        After an error `abandon` is the caller's, as leaving the block does.
+        """
         for file in self._files.values():
             file.close()
         reports: dict[str, dict[str, Any]] = {
             split: report.to_dict() for split, report in self._reports.items() if report.n_requests
         }
         if "train" not in reports:
-            self.abandon()
             raise DataError(f"{self.folder}: no training requests were found; nothing was written.")
         finished = self._finished(reports)
-        (self._partial / "dataset.json").write_text(json.dumps(to_json(finished), indent=1), encoding="utf-8")
-        sync_to_disk(self._partial / "dataset.json")
+        write_whole(self._partial / "dataset.json", json.dumps(to_json(finished), indent=1).encode())
         self._take_name()
         self.dataset = finished
         return finished
@@ -223,7 +238,10 @@ class PreparedWriter:
     def abandon(self) -> None:
         """Stops and removes what was written."""
         for file in self._files.values():
-            file.abandon()
+            with contextlib.suppress(
+                OSError, pa.ArrowException
+            ):  # its last bytes may not fit on the disk; it goes with the folder
+                file.abandon()
         shutil.rmtree(self._partial, ignore_errors=True)
         remove_empty(self._made)
 
@@ -252,7 +270,7 @@ class PreparedWriter:
         self.catalogue.save(self._partial / "catalogue")
         files = sorted((self._partial / "catalogue").iterdir())
         hashes = "".join(f"{_sha256(file)}  catalogue/{file.name}\n" for file in files)
-        (self._partial / CATALOGUE_HASHES).write_text(hashes, encoding="utf-8")
+        write_whole(self._partial / CATALOGUE_HASHES, hashes.encode())
         return replace(
             self.dataset,
             windows={split: self._reports[split].window for split in SPLITS if split in reports},

@@ -32,7 +32,7 @@ def check_lines(check: Check) -> Iterator[str]:
     for problem in check.problems:
         yield f"PROBLEM {problem}"
     counted = ", ".join(f"{split} {n:,}" for split, n in check.n_requests.items())
-    yield f"{len(check.problems)} problems in {counted or 'nothing'} requests"
+    yield f"{check.n_problems} problems in {counted or 'nothing'} requests"
     telling = sorted(check.aucs.items(), key=lambda pair: -pair[1])[:_TOLD_AUCS]
     if telling:
         yield "AUC of single fields on later days: " + ", ".join(f"{name} {auc:.3f}" for name, auc in telling)

@@ -1,5 +1,6 @@
 """`data check`: each planted fault is found; the alarm for leaked labels rings for those, and not for honest data."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.unit.training.data.shop import (
     random_requests,
     small_items,
 )
+from training.data import check_requests as check_requests_module
 from training.data.check_requests import Check, check_requests
 from training.data.dataset import Dataset, Items, PreparedWriter
 from training.data.leakage import binned_auc, in_history, stability
@@ -160,6 +162,51 @@ def test_repeated_and_missing_candidates_are_named(tmp_path: Path) -> None:
     problems = "\n".join(checked(tmp_path / "d").problems)
     assert "row 4, column candidate: an item twice" in problems
     assert "row 5, column candidate: no candidates" in problems
+
+
+def many_broken(folder: Path) -> Check:
+    """A column that is broken throughout, in several row groups of several files, and another in one row."""
+    dataset = Dataset("broken", SCHEMA, HistoryRules(), similarity_range=(0.0, 1.0))
+    with PreparedWriter(folder, dataset, small_items()) as writer:
+        for number, split in enumerate(("train", "validation", "test")):
+            writer.write(split, *random_requests(60, seed=number, start_ms=START_MS + number * 60 * HOUR_MS))  # type: ignore[arg-type]
+    for split in ("train", "validation", "test"):
+        path = folder / split / "00000.parquet"
+        rewrite(path, "user.age", lambda ages: [float("nan")] * len(ages))
+        pq.write_table(pq.read_table(path), path, row_group_size=15, write_page_checksum=True)
+    rewrite(path, "candidate", lambda rows: [[rows[0][0]] * len(rows[0]), *rows[1:]])
+    return checked(folder)
+
+
+def test_a_broken_column_is_told_by_its_first_rows_and_a_number(tmp_path: Path) -> None:
+    found = many_broken(tmp_path / "d")
+    of_ages = [problem for problem in found.problems if "user.age" in problem]
+    assert [f"train/00000.parquet, row {row}, column user.age" in of_ages[row - 1] for row in range(1, 21)] == [
+        True
+    ] * 20
+    assert of_ages[20:] == ["160 more with a number that is NaN or infinite, column user.age"]
+    assert [p for p in found.problems if "user.age" not in p] == [
+        f"{tmp_path}/d/test/00000.parquet, row 1, column candidate: an item twice among its candidates"
+    ]
+    assert found.n_problems == 181
+    assert "181 problems in" in "\n".join(check_lines(found))
+
+
+def test_saboteur_without_a_bound_each_row_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_requests_module, "_MOST_TOLD", 10**9)
+    assert len(many_broken(tmp_path / "d").problems) == 181
+
+
+def test_files_that_all_lack_a_column_are_told_once_in_a_while(tmp_path: Path) -> None:
+    prepare_small(tmp_path / "d")
+    path = tmp_path / "d" / "train" / "00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["context.device"]), path, write_page_checksum=True)
+    for number in range(1, 30):
+        shutil.copy(path, path.with_name(f"{number:05d}.parquet"))
+    found = checked(tmp_path / "d")
+    assert len(found.problems) == 21
+    assert found.problems[-1] == "10 more with column context.device missing"
+    assert found.n_problems == 30
 
 
 def with_validation_by(folder: Path, **users: list[str | None]) -> Path:

@@ -1,6 +1,8 @@
 """The prepared folder: complete or absent, told what it holds, never written over by mistake."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,66 @@ def test_a_changed_catalogue_is_known_by_file(tmp_path: Path) -> None:
     assert changed_catalogue_files(tmp_path / "data") == [codes, popularity]
     (tmp_path / "data" / CATALOGUE_HASHES).unlink()  # the saboteur, and what was prepared before hashes were noted
     assert changed_catalogue_files(tmp_path / "data") == []
+
+
+def test_hashes_that_are_lost_or_unreadable_are_damage_and_named(tmp_path: Path) -> None:
+    """A power cut may leave a file empty that was not flushed; nobody may take that for "nothing has changed"."""
+    prepare_small(tmp_path / "data")
+    hashes = tmp_path / "data" / CATALOGUE_HASHES
+    whole = hashes.read_bytes()
+    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], whole.replace(b"  ", b"\xff\x00"), b"\n"):
+        hashes.write_bytes(damaged)
+        assert changed_catalogue_files(tmp_path / "data") == [hashes]
+    hashes.unlink()
+    hashes.mkdir()
+    assert changed_catalogue_files(tmp_path / "data") == [hashes]
+
+
+def test_hashes_are_on_the_disk_before_the_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    sync = os.fsync
+
+    def synced(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    prepare_small(tmp_path / "data")
+    written = [f".{CATALOGUE_HASHES}.partial", ".data.partial", ".dataset.json.partial", ".data.partial"]
+    assert flushed[-5:] == [*written, tmp_path.name]
+
+
+def disk_that_is_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "full",
+    ["training.data.dataset.write_whole", "service.contract.catalogue.np.save", "pyarrow.parquet.ParquetWriter.close"],
+    ids=["hashes", "catalogue", "requests, which cannot be given up in peace either"],
+)
+def test_a_disk_that_is_full_at_the_end_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    def prepare() -> None:
+        folder, dataset = tmp_path / "new/data", Dataset("small", SCHEMA, HistoryRules())
+        with monkeypatch.context() as patched, PreparedWriter(folder, dataset, small_items()) as writer:
+            writer.write("train", *random_requests(5))
+            patched.setattr(full, disk_that_is_full)
+
+    with pytest.raises(OSError, match="No space left"):
+        prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saboteur_without_giving_up_a_full_disk_keeps_the_half_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreparedWriter, "abandon", lambda _: None)
+    monkeypatch.setattr(dataset_module, "write_whole", disk_that_is_full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare_small(tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
 
 
 def test_no_training_request_is_an_error(tmp_path: Path) -> None:
