@@ -86,12 +86,17 @@ def demo(*, data: Path | None = None, short: bool = False, port: int = 8000, ser
     data
         A prepared data folder, or Wikispeedia's files; none: a small simulated shop.
     short
-        A smaller shop, for automatic runs.
+        A smaller simulated shop, for automatic runs; no matter of --data.
     port
         Where the service listens; another one is taken when it is in use.
     serve
         Keep serving at the end, until Ctrl-C.
     """
+    if short and data is not None:
+        raise ValueError(
+            "--short makes the simulated shop smaller, and --data names data of your own, which are taken whole: "
+            "leave one of them out"
+        )
     from models_export.demo import DemoPlan
     from models_export.demo import demo as run_demo
 

@@ -24,11 +24,22 @@ def test_registering_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_demo_gets_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def planned(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[DemoPlan]:
+    """The demos that a command line runs."""
     plans: list[DemoPlan] = []
     monkeypatch.setattr(models_export.demo, "demo", plans.append)
     app = App("daian")
     register(app)
-    arguments = ["demo", "--data", "logs", "--short", "--port", "9001"]
-    app(arguments, exit_on_error=False, result_action="return_value")
-    assert plans == [DemoPlan(Path("logs"), short=True, port=9001, keep_serving=False)]
+    app(["demo", *arguments], exit_on_error=False, result_action="return_value")
+    return plans
+
+
+def test_demo_gets_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = DemoPlan(Path("logs"), short=False, port=9001, keep_serving=False)
+    assert planned(monkeypatch, "--data", "logs", "--port", "9001") == [own]
+    assert planned(monkeypatch, "--short", "--serve") == [DemoPlan(short=True, keep_serving=True)]
+
+
+def test_data_of_ones_own_cannot_be_shortened_and_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        planned(monkeypatch, "--data", "logs", "--short")
