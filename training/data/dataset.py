@@ -278,10 +278,19 @@ class PreparedWriter:
         )
 
     def _take_name(self) -> None:
+        """The old folder steps aside and goes last: whatever fails, one whole folder has the name."""
+        aside = self.folder.with_name(f".{self.folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
         if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self._partial.rename(self.folder)
+            self.folder.rename(aside)
+        try:
+            self._partial.rename(self.folder)
+        except OSError:
+            if aside.exists():
+                aside.rename(self.folder)
+            raise
         sync_to_disk(self.folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def to_json(dataset: Dataset) -> dict[str, Any]:

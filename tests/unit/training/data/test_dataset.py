@@ -216,3 +216,24 @@ def test_a_folder_that_is_no_data_set_says_what_to_do(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(DataError, match="damaged"):
         open_dataset(tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data"
+    prepare_small(folder)
+    before = (folder / "dataset.json").read_bytes()
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        PreparedWriter(folder, Dataset("other", SCHEMA, HistoryRules()), small_items(), overwrite=True) as writer,
+    ):
+        writer.write("train", *random_requests(5))
+    assert (folder / "dataset.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
