@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 # The tour over a service that is a sleeping process: what is asked is what becomes of it.
+# Signals are what a terminal gives: a test run in the background may have some of them ignored.
 SERVING = """
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,9 @@ from types import SimpleNamespace
 
 from models_export import demo_tour
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 with demo_tour.Tour(SimpleNamespace(path=Path("bundles/daian/1")), Path("data"), None, 0) as tour:
     tour._service._process = subprocess.Popen(["sleep", "60"])
     print(tour._service._process.pid, tour._service._folder, flush=True)
