@@ -67,6 +67,17 @@ class Check:
         """How many there are, told or not."""
         return len(self.told) + sum(max(0, n - _MOST_TOLD) for n in self.n_of_kind.values())
 
+    def to_dict(self) -> dict[str, object]:
+        """What `daian data check --json` prints."""
+        return {
+            "problems": self.problems,
+            "n_problems": self.n_problems,
+            "aucs": self.aucs,
+            "unknown": self.unknown,
+            "shift": self.shift,
+            "n_requests": self.n_requests,
+        }
+
     def tell(self, kind: str, problems: Iterable[str], n_problems: int) -> None:
         """Adds problems of one kind; only those that are told are asked for."""
         room = max(0, _MOST_TOLD - self.n_of_kind[kind])

@@ -83,13 +83,11 @@ def check(data: Path, *, leak_auc: float = 0.95, as_json: Json = False) -> int:
     as_json
         Print JSON.
     """
-    from dataclasses import asdict
-
     from training.data.check_requests import check_requests
     from training.data.show_report import check_lines
 
     found = check_requests(data, leak_auc if leak_auc < 1 else None, show_progress=not as_json)
-    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(check_lines(found)))
+    print(json.dumps(found.to_dict(), indent=1) if as_json else "\n".join(check_lines(found)))
     return 1 if found.problems else 0
 
 

@@ -33,7 +33,9 @@ def test_check_exits_1_when_something_is_wrong(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "d" / "train" / "00000.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     assert daian("data", "check", tmp_path / "d", "--json") == 1
-    assert "00000.parquet" in json.loads(capsys.readouterr().out)["problems"][0]
+    found = json.loads(capsys.readouterr().out)
+    assert "00000.parquet" in found["problems"][0]
+    assert found["n_problems"] == 1
 
 
 def test_prepare_logs_and_its_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
