@@ -2,8 +2,8 @@
 file were read whole.
 
 The peak is the kernel's own count of a process of its own (VmHWM), so that nothing that arrow, numpy or Python keep to
-themselves is overlooked. Its allocator has one arena and gives freed memory back: how many arenas there are and what they
-hoard depends on the threads' luck, and is no part of what reading needs.
+themselves is overlooked. Its allocator has one arena and gives freed memory back: how many arenas there are and what
+they hoard depends on the threads' luck, and is no part of what reading needs.
 """
 
 import os
