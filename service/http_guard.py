@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 FREELY_TURNED_AWAY = 3  # times in a row; who asks on without waiting is made to wait, or its refusals eat the service
-PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get 800 a second, not thousands
+PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get at most 800 a second
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
 
