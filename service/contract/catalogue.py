@@ -150,11 +150,10 @@ class Catalogue:
 
     def ids(self, rows: Sequence[int] | Int64[np.ndarray, " Q"]) -> list[str]:
         """The id of each row, as it was given when the catalogue was built; "" for the unknown item."""
-        return [self._id(int(row)) for row in rows]
-
-    def _id(self, row: int) -> str:
-        start, end = self._id_offsets[row], self._id_offsets[row + 1]
-        return self._id_bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
+        places = np.asarray(rows, np.int64)
+        starts, ends = self._id_offsets.take(places).tolist(), self._id_offsets.take(places + 1).tolist()
+        content = self._id_bytes.data
+        return [str(content[start:end], "utf-8", "surrogatepass") for start, end in zip(starts, ends, strict=True)]
 
     def digest(self, names: Iterable[str]) -> str:
         """SHA-256 of the ids and of these raw fields: equal for the same items with the same values in the same order.
@@ -213,8 +212,8 @@ class Catalogue:
             blob = (folder / "ids.bin").stat().st_size
             return cls(
                 index=HashIndex.open(folder / "ids"),
-                # an empty file cannot be mapped
-                id_bytes=np.memmap(folder / "ids.bin", np.uint8, "r") if blob else np.empty(0, np.uint8),
+                # an empty file cannot be mapped; a plain view, for the reason that open_array gives
+                id_bytes=np.asarray(np.memmap(folder / "ids.bin", np.uint8, "r")) if blob else np.empty(0, np.uint8),
                 id_offsets=_mapped(folder, "ids.offsets"),
                 id_hashes=_mapped(folder, "ids.rows"),
                 columns=dict(_open_columns(folder, description["fields"])),

@@ -57,3 +57,12 @@ def test_contradictions_are_refused(arguments: dict[str, object], said: str) -> 
 def test_a_folder_without_a_catalogue_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=str(tmp_path)):
         Catalogue.open(tmp_path)
+
+
+def test_ids_come_back_as_they_were_given_from_memory_and_from_disk(tmp_path: Path) -> None:
+    given = ["a", "e\u0301", "\ud800", "\U0001f600", "z" * 300]
+    built = Catalogue.build(given, {})
+    built.save(tmp_path)
+    for known in (built, Catalogue.open(tmp_path)):
+        assert known.ids(np.array([5, 1, 0, 3, 2, 4])) == [given[4], given[0], "", given[2], given[1], given[3]]
+        assert known.ids([]) == []
