@@ -3,7 +3,8 @@
 Made by `app.py`, which lets `follow` run and wakes it on SIGHUP; the admin endpoints call `promote` and `rollback`. A
 new bundle is tried in a child process, opened beside the old one in a thread of its own, and only then takes its place.
 Whatever goes wrong is logged with file and reason, and changes nothing: the old bundle serves on. What was refused is
-not looked at again before it, or the pointer, has changed.
+not looked at again before it, or the pointer, has changed. A bundle whose answers hold no numbers, time after time, is
+left for the one before (`saw`, called by the routes), and is not opened again before the pointer has moved.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from service.contract.pointer import bundle_to_open, is_version, read_pointer
 from service.contract.rules import HistoryRules
 from service.errors import BundleRefused, BundleStoreReadOnly, NotFound, VersionConflict
 from service.prerank import PrerankPlan
+from service.ranker import Ranking
 from service.retriever import prepare_worker
 from service.runtime import Runtime, RuntimeSwitch, Shared, open_runtime
 from service.settings import Settings, SettingsError, variable
@@ -48,6 +50,18 @@ class _Target:
         return runtime is not None and (runtime.bundle.path, runtime.bundle.digest) == (self.path, self.digest)
 
 
+_Seen = tuple[_Target, tuple[object, ...]]  # what the pointer named, and the pointer's file
+
+
+@dataclass(frozen=True)
+class Left:
+    """A bundle that was live and failed, and what the pointer was while it did; `loaded_at` in epoch seconds."""
+
+    version: str
+    loaded_at: float
+    seen: _Seen | None
+
+
 class BundleSwap:
     """Opens bundles behind one switch."""
 
@@ -62,7 +76,9 @@ class BundleSwap:
         self._turn = asyncio.Lock()
         self._woken = asyncio.Event()
         self._refused: tuple[object, ...] | None = None
+        self._seen: _Seen | None = None  # when pointer and live bundle were last found in line
         self._closed = False
+        self.left: Left | None = None  # while the pointer still names it
         self.tell_others: Callable[[], None] = lambda: None  # other workers of this service, when the pointer has moved
 
     # --- from the event loop ------------------------------------------------------------------------------------------
@@ -103,6 +119,46 @@ class BundleSwap:
         self.tell_others()
         return runtime
 
+    def saw(self, runtime: Runtime, ranking: Ranking) -> None:
+        """Takes note of one answer. After `DAIAN_BUNDLE_FAILURES` in a row with scores that are not finite, goes back.
+
+        An answer that the network had no part in (no time, no candidates, a graph that failed) counts as neither.
+        """
+        soundness = runtime.soundness
+        if "scores" in ranking.degraded:
+            soundness.n_failed += 1
+            if soundness.n_failed == self._settings.bundle_failures:
+                self._give_up(runtime)
+        elif ranking.coverage > 0 and ranking.n_candidates:
+            if soundness.n_failed:
+                self._recover(runtime)
+            soundness.has_scored = True
+
+    def _give_up(self, failed: Runtime) -> None:
+        """One assignment, at once: a trial that is under way in the thread goes on, and what it opens comes after."""
+        before = self._switch.previous
+        fields = {"failed": failed.label, "n_answers": failed.soundness.n_failed}
+        if failed is not self._switch.live:
+            return
+        if before is not None and before.soundness.is_proved(failed.soundness.n_failed):
+            self.left = Left(failed.bundle.version, failed.loaded_at, self._seen)  # first: the thread may look now
+            if not self._switch.go_back(failed):
+                self.left = None
+                return
+            self._shared.metrics.bundle_failed.labels("went_back").set(1)
+            _log.error("bundle failed, the one before answers", extra={"fields": {**fields, "model": before.label}})
+            with contextlib.suppress(RuntimeError):  # closed: nobody needs the memory
+                self._thread.submit(give_memory_back)
+            return
+        self._shared.metrics.bundle_failed.labels("stayed").set(1)
+        _log.error("bundle fails and none before has proved itself: pages by the prior", extra={"fields": fields})
+
+    def _recover(self, runtime: Runtime) -> None:
+        n_failed, runtime.soundness.n_failed = runtime.soundness.n_failed, 0
+        if 0 < self._settings.bundle_failures <= n_failed and runtime is self._switch.live:
+            self._shared.metrics.bundle_failed.labels("stayed").set(0)
+            _log.warning("bundle gives numbers again", extra={"fields": {"model": runtime.label}})
+
     def close(self) -> None:
         """Ends a trial under way and lets go of the thread. Idempotent."""
         self._closed = True
@@ -136,7 +192,20 @@ class BundleSwap:
         """
         runtime = self._opened(bundle_to_open(bundle_root(self._settings)), is_first=True)
         self._switch.replace(runtime)
+        root = bundle_root(self._settings)
+        with contextlib.suppress(BundleError):
+            if _is_folder_of_bundles(root):
+                self._note_in_line(_seen(root))
         _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+    def _note_in_line(self, seen: _Seen) -> None:
+        """The pointer's bundle answers: what was refused or left before is past. But not what was left just now."""
+        if not seen[0].is_open_in(self._switch.live):
+            return
+        self._seen, self._refused = seen, None
+        if self.left is not None and self.left.seen != seen:
+            self.left = None
+            self._shared.metrics.bundle_failed.labels("went_back").set(0)
 
     def _catch_up(self, again: bool) -> None:
         """Brings the pointer's bundle to life unless it lives, or was refused as it is and nobody asks again."""
@@ -145,13 +214,17 @@ class BundleSwap:
             return
         target = None
         try:
-            target = _Target(*read_pointer(root))
+            seen = _seen(root)
+            target = seen[0]
             if target.is_open_in(self._switch.live):
-                self._refused = None
+                self._note_in_line(seen)
                 return
+            if self.left is not None and self.left.seen == seen:
+                return  # asking again does not mend it: the pointer must move
             if not again and self._refused == _state(root, target):
                 return
             self._put_live(self._made_live(target))
+            self._note_in_line(seen)
         except Exception as error:
             state = _state(root, target)
             if again or state != self._refused:
@@ -175,6 +248,8 @@ class BundleSwap:
                 f"the pointer cannot be moved from here ({error.strerror}): promote where bundles are written"
             ) from error
         self._put_live(runtime)
+        with contextlib.suppress(BundleError):  # moved again meanwhile: the next look says so
+            self._note_in_line(_seen(root))
         return runtime
 
     def _target(self, path: Path) -> _Target:
@@ -213,6 +288,7 @@ class BundleSwap:
         if self._settings.bundle_keep_loaded < 2:
             self._switch.forget_previous()
         self._refused = None
+        self._shared.metrics.bundle_failed.labels("stayed").set(0)
         give_memory_back()
         _log.info("bundle live", extra={"fields": {"model": runtime.label}})
 
@@ -252,6 +328,8 @@ class BundleSwap:
 
     def _before(self) -> Path:
         live, previous = self._switch.live.bundle, self._switch.previous
+        if self.left is not None:  # this process went back already, and the pointer is to follow
+            return self._named(live.version)
         if previous is not None:
             return self._named(previous.bundle.version)
         root = bundle_root(self._settings)
@@ -312,6 +390,15 @@ def check_place(bundle: Bundle) -> None:
 
 def _is_folder_of_bundles(root: Path) -> bool:
     return not (root / "manifest.json").is_file()
+
+
+def _seen(root: Path) -> _Seen:
+    """What the pointer names now. Raises BundleError when it cannot be read."""
+    file: tuple[object, ...] = ()
+    with contextlib.suppress(OSError):
+        stat = (root / "current").stat()
+        file = (stat.st_mtime_ns, stat.st_ino)
+    return _Target(*read_pointer(root)), file
 
 
 def _state(root: Path, target: _Target | None) -> tuple[object, ...]:

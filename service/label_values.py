@@ -28,6 +28,9 @@ COLD_KINDS: Final[tuple[ColdKind, ...]] = get_args(ColdKind)
 BundleOutcome: TypeAlias = Literal["loaded", "refused"]
 BUNDLE_OUTCOMES: Final[tuple[BundleOutcome, ...]] = get_args(BundleOutcome)
 
+BundleFailure: TypeAlias = Literal["went_back", "stayed"]
+BUNDLE_FAILURES: Final[tuple[BundleFailure, ...]] = get_args(BundleFailure)
+
 CorruptValue: TypeAlias = Literal["member", "profile", "erased_at"]
 CORRUPT_VALUES: Final[tuple[CorruptValue, ...]] = get_args(CorruptValue)
 

@@ -6,9 +6,10 @@ changed in place: requests in flight end on the runtime they began with.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import faiss
@@ -33,6 +34,7 @@ from service.ranker import Ranker
 from service.request_log import RequestLog
 from service.retriever import Retriever
 from service.scorer import Graph, Scorer
+from service.soundness import Soundness
 from service.user_store import UserStore
 
 TOLERANCE = 1e-5
@@ -53,13 +55,14 @@ class Shared:
 
 @dataclass(frozen=True)
 class Runtime:
-    """One bundle, ready to rank. Immutable."""
+    """One bundle, ready to rank. Immutable, but for the tally of its answers."""
 
     bundle: Bundle
     encoder: Encoder
     scorer: Scorer
     ranker: Ranker
     loaded_at: float  # epoch seconds, for people
+    soundness: Soundness = field(default_factory=Soundness)
 
     @property
     def label(self) -> str:
@@ -262,6 +265,7 @@ class RuntimeSwitch:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._lock = threading.Lock()  # swaps come from a thread, `go_back` from the event loop
         self._live: Runtime | None = None
         self._previous: Runtime | None = None
 
@@ -288,6 +292,22 @@ class RuntimeSwitch:
 
     def replace(self, runtime: Runtime) -> None:
         """Makes a verified runtime the live one, and the live one the previous."""
+        with self._lock:
+            self._put(runtime)
+
+    def go_back(self, failed: Runtime) -> bool:
+        """Puts the previous runtime in place of one that fails, and lets go of that one.
+
+        False, and nothing done, where another has taken its place meanwhile, or there is no previous one.
+        """
+        with self._lock:
+            if self._live is not failed or self._previous is None:
+                return False
+            self._put(self._previous)
+            self._previous = None
+            return True
+
+    def _put(self, runtime: Runtime) -> None:
         if self._live is not None:
             self._metrics.forget_bundle(self._live.bundle.name, self._live.bundle.version)
         self._metrics.bundle_info.labels(runtime.bundle.name, runtime.bundle.version, LIVE).set(1)

@@ -135,6 +135,9 @@ class Settings(BaseSettings):
     bundle_name: str = Field("daian", description="which model of the bundle root")
     bundle_poll_s: float = Field(5.0, ge=0, le=3600, description="how often to look at `current`; 0: only when told")
     bundle_keep_loaded: int = Field(2, ge=1, le=2, description="2 keeps the bundle before open, to go back at once")
+    bundle_failures: int = Field(
+        20, ge=0, le=1_000_000, description="answers in a row without finite scores that end a bundle; 0: none do"
+    )
     bundle_trial_s: float = Field(120.0, ge=1, le=3600, description="longest first load of a new bundle, in its child")
     bundle_public_key: str | None = Field(
         None, description="PEM of the Ed25519 keys that may sign bundles; no signature is asked for if unset"

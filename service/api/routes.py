@@ -5,12 +5,13 @@ reads the wall clock. Probes are `async` and ask nobody: no dependency decides o
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from urllib.parse import quote, unquote_to_bytes
 
 from fastapi import APIRouter
 from pydantic import ValidationError
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import docs, openapi
@@ -83,6 +84,11 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
+def rank_endpoint(parts: Parts) -> Callable[[Request], Awaitable[Response]]:
+    """What answers `POST /v1/rank`, by route or without one."""
+    return endpoint(LABEL, rank, parts, "rank")
+
+
 # --- ranking ----------------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +115,7 @@ async def rank(exchange: Exchange) -> Response:
         ranking = await runtime.ranker.rank(question, deadline, timer)
     finally:
         parts.admission.leave()
+    parts.swap.saw(runtime, ranking)
     _describe(exchange, ranking, question)
     return exchange.answer(rank_answer(ranking, question, runtime, timer.rounded()))
 
@@ -305,19 +312,21 @@ async def readyz(exchange: Exchange) -> Response:
 
 async def models(exchange: Exchange) -> Response:
     """What is loaded."""
-    switch = exchange.parts.switch
+    switch, left = exchange.parts.switch, exchange.parts.swap.left
     if not switch.is_loaded:
         return exchange.answer({"models": []})
     live, previous = switch.live, switch.previous
-    versions = [_version(live, "live", 1.0)]
+    versions = [_version(live.bundle.version, live.loaded_at, "live", 1.0)]
     if previous is not None:
-        versions.append(_version(previous, "previous", 0.0))
+        versions.append(_version(previous.bundle.version, previous.loaded_at, "previous", 0.0))
+    if left is not None:
+        versions.append(_version(left.version, left.loaded_at, "failed", 0.0))
     return exchange.answer({"models": [{"name": live.bundle.name, "versions": versions}]})
 
 
-def _version(runtime: Runtime, state: str, traffic: float) -> dict[str, object]:
-    loaded_since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(runtime.loaded_at))
-    return {"version": runtime.bundle.version, "state": state, "loaded_since": loaded_since, "traffic": traffic}
+def _version(version: str, loaded_at: float, state: str, traffic: float) -> dict[str, object]:
+    loaded_since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(loaded_at))
+    return {"version": version, "state": state, "loaded_since": loaded_since, "traffic": traffic}
 
 
 async def manifest(exchange: Exchange) -> Response:
