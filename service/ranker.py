@@ -132,7 +132,7 @@ class Ranker:
         """The CPU part, whole, in the calling thread."""
         with turn.timer.stage("encode"):
             inputs = self._encoder.encode_request(RequestBatch.from_rows([self._row(turn, [])]))
-            turn.trigger_row = int(self._catalogue.rows([turn.question.trigger])[0])
+            turn.trigger_row = self._catalogue.row(turn.question.trigger)
         state = self._request_state(turn, inputs)
         candidates = self._candidates(turn, state, inputs)
         with turn.timer.stage("encode"):

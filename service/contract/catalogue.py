@@ -148,6 +148,10 @@ class Catalogue:
         """The same for ids hashed before."""
         return self._index.find_hashes(hashes) + 1
 
+    def row(self, item_id: str | None) -> int:
+        """The same for one id."""
+        return self._index.find_one(item_id) + 1
+
     def ids(self, rows: Sequence[int] | Int64[np.ndarray, " Q"]) -> list[str]:
         """The id of each row, as it was given when the catalogue was built; "" for the unknown item."""
         places = np.asarray(rows, np.int64)

@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt64
+from jaxtyping import Float32, Int32, Int64, UInt64
 
 from service.contract.catalogue import Catalogue, NumberColumn, TextColumn
 from service.contract.errors import SchemaError
-from service.contract.history import N_AGE_BINS, Kept, age_bin, is_visible, newest, sort_by_time, whole_seconds
+from service.contract.history import (
+    N_AGE_BINS,
+    Kept,
+    age_bin,
+    first_of_newest,
+    is_visible,
+    newest,
+    sort_by_time,
+    whole_seconds,
+)
 from service.contract.mapped_array import content_of, open_array
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING, HistoryRules, SimilarityScale
 from service.contract.schema import FeatureSchema, Field
-from service.contract.similarity import search_related
-from service.contract.vocabulary import OOV, NumberBins, Vocabulary
+from service.contract.similarity import most_similar, search_related, similarity_to_trigger
+from service.contract.vocabulary import OOV, PAD, NumberBins, Vocabulary
 
 CONTRACT_VERSION = 1
 ITEM_FIELDS = "item_fields.npy"  # beside encoder.json: the whole catalogue encoded, for workers to share
@@ -101,6 +110,11 @@ class Encoder:
         self.scale = scale
         self.catalogue = catalogue
         self._vocabularies = dict(vocabularies)
+        self._raw = {
+            side: [(field.name, self._vocabularies[_key(field)]) for field in schema.of(side)]
+            for side in ("user", "context")
+        }
+        self._types = frozenset(rules.types)
         self._item_fields = self._encode_catalogue() if item_fields is None else item_fields
         self.fingerprint = self._fingerprint()
 
@@ -138,20 +152,17 @@ class Encoder:
         trigger_hashes = self.catalogue.hashes(batch.trigger.tolist())
         trigger_rows = self.catalogue.rows_of_hashes(trigger_hashes)
         behaviours = self._behaviours(batch, trigger_hashes)
-        history_fields, history_similarity, history_age = self._history(behaviours, trigger_rows)
-        related_fields, related_similarity, related_age = self._related(behaviours, trigger_rows)
-        n_fields = len(self.schema.item)
+        if batch.n_requests == 1:
+            history, related = self._both_of_one(behaviours, int(trigger_rows[0]))
+        else:
+            history, related = self._history(behaviours, trigger_rows), self._related(behaviours, trigger_rows)
         return ModelInputs(
             self._raw_fields("user", batch.user, batch.n_requests),
             self._raw_fields("context", batch.context, batch.n_requests),
             self._fields_of(trigger_rows),
-            history_fields,
-            history_similarity,
-            history_age,
-            related_fields,
-            related_similarity,
-            related_age,
-            np.zeros((0, n_fields), np.int64),
+            *history,
+            *related,
+            np.zeros((0, len(self.schema.item)), np.int64),
             np.zeros(0, np.float32),
             np.zeros(0, np.int64),
         )
@@ -180,17 +191,33 @@ class Encoder:
     def _behaviours(self, batch: RequestBatch, trigger_hashes: UInt64[np.ndarray, " R"]) -> "_Behaviours":
         """Behaviours that count and are visible in the longer window, sorted by request and time."""
         hashes = self.catalogue.hashes(batch.behaviour_item.tolist())
-        owner, types = batch.behaviour_request, frozenset(self.rules.types)
-        before = batch.behaviour_at < batch.requested_at[owner]
+        owner, requested_at, opening = batch.behaviour_request, batch.requested_at, trigger_hashes
+        if batch.n_requests > 1:  # one is broadcast
+            requested_at, opening = requested_at[owner], opening[owner]
         at = whole_seconds(batch.behaviour_at)
-        age = batch.requested_at[owner] - at
-        counts = np.fromiter((kind in types for kind in batch.behaviour_type), np.bool_, len(age))
+        age = requested_at - at
         window = max(self.rules.window_s, self.rules.related_window_s)
-        opened = hashes == trigger_hashes[owner]
-        kept = np.flatnonzero(counts & is_visible(self.rules, before, age, opened, window))
+        visible = is_visible(self.rules, batch.behaviour_at < requested_at, age, hashes == opening, window)
+        types = batch.behaviour_type.tolist()
+        if not self._types.issuperset(types):  # nearly every live request's count: no Python per behaviour
+            visible &= np.fromiter(map(self._types.__contains__, types), np.bool_, len(types))
+        kept = np.flatnonzero(visible)
         rows = self.catalogue.rows_of_hashes(hashes[kept])
         order = sort_by_time(owner[kept], at[kept], rows)
         return _Behaviours(rows[order], age[kept][order], owner[kept][order], batch.n_requests)
+
+    def _both_of_one(self, behaviours: "_Behaviours", trigger: int) -> tuple[_Padded, _Padded]:
+        """_history and _related of a live request. In a batch of one every cut is a slice and nothing is padded, and
+        both are parts of the same behaviours: each is gathered, compared and put into its bin once.
+        """
+        rules, codes, norms = self.rules, self.catalogue.codes, self.catalogue.norms
+        similarity = similarity_to_trigger(codes, norms, trigger, behaviours.row)
+        columns = self._fields_of(behaviours.row), similarity, age_bin(behaviours.age)
+        recent = first_of_newest(behaviours.age, rules.window_s, rules.max_length)
+        searched = first_of_newest(behaviours.age, rules.related_window_s, rules.related_searched)
+        at_most = rules.related_max if norms[trigger] > 0 else 0
+        related = searched + most_similar(similarity[searched:], rules.related_threshold, at_most)
+        return _row_of(*(one[recent:] for one in columns)), _row_of(*(one.take(related, axis=0) for one in columns))
 
     def _history(self, behaviours: "_Behaviours", trigger_rows: Int64[np.ndarray, " R"]) -> _Padded:
         recent = np.flatnonzero(behaviours.age <= self.rules.window_s * 1_000)
@@ -240,11 +267,14 @@ class Encoder:
 
     def _raw_fields(self, side: str, columns: Mapping[str, np.ndarray], n_requests: int) -> Int64[np.ndarray, "R F"]:
         """User or context columns to ids; a column that is not given is missing everywhere. R is n_requests."""
-        fields = self.schema.of(side)
-        ids = np.zeros((n_requests, len(fields)), np.int64)
-        for place, field in enumerate(fields):
-            if field.name in columns:
-                ids[:, place] = self._vocabularies[_key(field)].encode(columns[field.name].tolist())
+        fields = self._raw[side]
+        if n_requests == 1:
+            one = [known.encode_one(columns[name][0]) if name in columns else PAD for name, known in fields]
+            return np.array([one], np.int64)
+        ids = np.full((n_requests, len(fields)), PAD, np.int64)
+        for place, (name, known) in enumerate(fields):
+            if name in columns:
+                ids[:, place] = known.encode(columns[name].tolist())
         return ids
 
     def _fields_of(self, rows: Int64[np.ndarray, " Q"]) -> Int64[np.ndarray, "Q I"]:
@@ -374,6 +404,16 @@ class _Behaviours(NamedTuple):
     age: Int64[np.ndarray, " B"]
     owner: Int64[np.ndarray, " B"]
     n_requests: int
+
+
+def _row_of(
+    fields: Int64[np.ndarray, "L I"], similarity: Float32[np.ndarray, " L"], age: Int64[np.ndarray, " L"]
+) -> _Padded:
+    """What Encoder._padded gives for one request: these behaviours, or one place of padding where there is none."""
+    if len(age) == 0:
+        fields, age = np.zeros((1, fields.shape[1]), np.int64), np.zeros(1, np.int64)
+        similarity = np.full(1, MISSING, np.float32)
+    return fields[None], similarity[None], age[None]
 
 
 def _key(field: Field) -> str:

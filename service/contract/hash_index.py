@@ -24,7 +24,12 @@ def hash_values(values: Sequence[str | None], count: int) -> UInt64[np.ndarray, 
     digest = xxhash.xxh64_intdigest
     if _all_ascii(values):  # nearly every batch: no Python per value
         return np.fromiter(map(digest, map(str.encode, values)), np.uint64, count)
-    return np.fromiter((0 if value is None else digest(_key(value)) for value in values), np.uint64, count)
+    return np.fromiter(map(hash_value, values), np.uint64, count)
+
+
+def hash_value(value: str | None) -> int:
+    """The same for one value."""
+    return 0 if value is None else xxhash.xxh64_intdigest(_key(value))
 
 
 def _all_ascii(values: Sequence[str | None]) -> TypeGuard[Sequence[str]]:
@@ -66,9 +71,19 @@ class HashIndex:
         """The same for values that were hashed before."""
         if len(self.hashes) == 0:
             return np.full(len(wanted), -1, np.int64)
-        at = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        found = (self.hashes[at] == wanted) & (wanted != 0)
-        return np.where(found, self.positions[at], np.int64(-1))
+        at = self.hashes.searchsorted(wanted)
+        found = (self.hashes.take(at, mode="clip") == wanted) & (wanted != 0)
+        return np.where(found, self.positions.take(at, mode="clip"), np.int64(-1))
+
+    def find_one(self, value: str | None) -> int:
+        """The position of one value, as `find` has it: a live request looks up a handful, each in an index of its own,
+        and for one value an array costs more than the search.
+        """
+        wanted = hash_value(value)
+        at = int(self.hashes.searchsorted(np.uint64(wanted)))
+        if wanted == 0 or at == len(self.hashes) or int(self.hashes[at]) != wanted:
+            return -1
+        return int(self.positions[at])
 
     def digest(self) -> str:
         """SHA-256 over the content: the same values in the same order give the same digest."""

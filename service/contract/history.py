@@ -60,8 +60,13 @@ def newest(index: Int64[np.ndarray, " B"], request: Int64[np.ndarray, " B"], n_r
     return Kept(index[kept], request[kept], position[kept].astype(np.int64))
 
 
+def first_of_newest(age_ms: Int64[np.ndarray, " B"], window_s: int, at_most: int) -> int:
+    """Where the `at_most` newest within the window begin, among one request's behaviours in order of time."""
+    return max(int(np.count_nonzero(age_ms > window_s * 1_000)), len(age_ms) - at_most)
+
+
 def age_bin(age_ms: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
     """1 + floor(log2(1 + minutes)), at most N_AGE_BINS - 1; 0 is kept for "no behaviour"."""
     minutes = np.maximum(age_ms, 0) // 60_000
-    bins: Int64[np.ndarray, " B"] = 1 + np.searchsorted(_AGE_EDGES_MINUTES, 1 + minutes, side="right").astype(np.int64)
-    return bins
+    bins: Int64[np.ndarray, " B"] = 1 + _AGE_EDGES_MINUTES.searchsorted(1 + minutes, side="right")
+    return bins.astype(np.int64, copy=False)

@@ -52,9 +52,10 @@ def cosine(
 ) -> Float32[np.ndarray, "*shape"]:
     """Similarity from exact products: product / (norm * norm), clipped; MISSING where a norm is 0."""
     scale = left_norms * right_norms
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.clip(products / scale, np.float32(-1), np.float32(1))
-    return np.where(scale == 0, np.float32(MISSING), value).astype(np.float32, copy=False)
+    value: Float32[np.ndarray, "*shape"] = np.divide(products, scale, out=np.zeros_like(products), where=scale != 0)
+    np.minimum(np.maximum(value, np.float32(-1), out=value), np.float32(1), out=value)
+    value[scale == 0] = MISSING
+    return value
 
 
 def products_of_pairs(
@@ -77,6 +78,34 @@ def products_with_one(
     return products
 
 
+def similarity_to_trigger(
+    codes: Int8[np.ndarray, "M D"], norms: Float32[np.ndarray, " M"], trigger: int, behaviours: Int64[np.ndarray, " B"]
+) -> Float32[np.ndarray, " B"]:
+    """Exact similarity of each of a user's behaviours (rows of the catalogue) to the trigger, by a FAISS search.
+
+    FAISS searches the gathered rows (no index is built: 7 µs for 50 rows).
+    """
+    similarity = np.full(len(behaviours), MISSING, np.float32)
+    if len(behaviours) and norms[trigger] > 0:
+        query = codes[trigger : trigger + 1].astype(np.float32)
+        rows = codes.take(behaviours, axis=0).astype(np.float32)
+        # all of them: FAISS ranks by product, we cut by cosine, and the two orders differ where norms do
+        products, positions = faiss.knn(query, rows, len(behaviours), metric=faiss.METRIC_INNER_PRODUCT)
+        found = positions[0]
+        similarity[found] = cosine(products[0], norms[trigger : trigger + 1], norms.take(behaviours.take(found)))
+    return similarity
+
+
+def most_similar(similarity: Float32[np.ndarray, " B"], threshold: float, at_most: int) -> Int64[np.ndarray, " K"]:
+    """Positions of the `at_most` most similar of those at or above the threshold, ascending; of two that are equal the
+    later one goes first.
+    """
+    near = np.flatnonzero(similarity >= np.float32(threshold))
+    if len(near) > at_most:
+        near = np.sort(near[np.lexsort((-near, -similarity[near]))[:at_most]])
+    return near.astype(np.int64, copy=False)
+
+
 def search_related(
     codes: Int8[np.ndarray, "M D"],
     norms: Float32[np.ndarray, " M"],
@@ -87,21 +116,12 @@ def search_related(
 ) -> tuple[Int64[np.ndarray, " K"], Float32[np.ndarray, " K"]]:
     """Which of a user's behaviours (rows of the catalogue, oldest first) are related to the trigger.
 
-    FAISS searches the gathered rows (no index is built: 7 µs for 50 rows). Kept: similarity >= threshold, the
-    `at_most` most similar, the newer one first where two are equal. Returns positions in `behaviours`, ascending (time
-    order), and their exact similarities. Empty when the trigger has no vector.
+    Kept: similarity >= threshold, the `at_most` most similar, the newer one first where two are equal. Returns
+    positions in `behaviours`, ascending (time order), and their exact similarities. Empty when the trigger has no
+    vector.
     """
-    nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-    if len(behaviours) == 0 or norms[trigger] == 0:
-        return nothing
-    query = codes[trigger : trigger + 1].astype(np.float32)
-    rows = codes.take(behaviours, axis=0).astype(np.float32)
-    # all of them: FAISS ranks by product, we cut by cosine, and the two orders differ where norms do
-    products, positions = faiss.knn(query, rows, len(behaviours), metric=faiss.METRIC_INNER_PRODUCT)
-    positions = positions[0]
-    similarity = cosine(products[0], norms[trigger : trigger + 1], norms[behaviours[positions]])
-    near = similarity >= np.float32(threshold)
-    positions, similarity = positions[near], similarity[near]
-    best = np.lexsort((-positions, -similarity))[:at_most]
-    best = best[np.argsort(positions[best])]
-    return positions[best].astype(np.int64), similarity[best]
+    if norms[trigger] == 0:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    similarity = similarity_to_trigger(codes, norms, trigger, behaviours)
+    found = most_similar(similarity, threshold, at_most)
+    return found, similarity[found]

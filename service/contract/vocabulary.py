@@ -53,6 +53,13 @@ class Vocabulary:
         ids[missing] = PAD
         return ids
 
+    def encode_one(self, value: object) -> int:
+        """The same for one value."""
+        if value is None:
+            return PAD
+        position = self._index.find_one(value if isinstance(value, str) else str(value))
+        return OOV if position < 0 else position + FIRST_KNOWN
+
     def encode_hashes(self, hashes: UInt64[np.ndarray, " Q"]) -> Int64[np.ndarray, " Q"]:
         """The same for values hashed before (the catalogue's own ids); a hash of 0 is OOV."""
         return self._ids(self._index.find_hashes(hashes))
@@ -96,6 +103,11 @@ class NumberBins:
             numbers[position], ids[position] = _number(value)
         bins = np.searchsorted(self.edges, numbers, side="right")
         return np.where(ids == FIRST_KNOWN, bins + FIRST_KNOWN, ids)
+
+    def encode_one(self, value: object) -> int:
+        """The same for one value."""
+        number, id_ = _number(value)
+        return id_ if id_ != FIRST_KNOWN else FIRST_KNOWN + int(self.edges.searchsorted(np.float64(number), "right"))
 
     def digest(self) -> str:
         """SHA-256 of the edges."""

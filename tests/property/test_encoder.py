@@ -9,8 +9,18 @@ from service.contract import encoder as encoder_module
 from service.contract.encoder import CANDIDATE_SIDE, ModelInputs
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING
-from tests.property.worlds import NOW, RULES, batch, encoder, rows
+from service.contract.vocabulary import Vocabulary
+from tests.property.worlds import NOW, RULES, batch, catalogue, encoder, item_ids, rows
 
+# what a profile or a caller may hold: known or not, of any kind, lone surrogates and infinities included
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | item_ids
+    | st.sampled_from(["u3", "20", "40.0", 20.0, "", " 7 "])
+)
 PADDED = ("history_fields", "history_similarity", "history_age", "related_fields", "related_similarity", "related_age")
 
 
@@ -41,6 +51,27 @@ def test_alone_is_in_a_batch_bit_for_bit(given_rows: list[dict[str, object]]) ->
     together = encoder().encode(batch(*given_rows))
     for r, row in enumerate(given_rows):
         assert_same(encoder().encode(batch(row)), part(together, r))
+
+
+@given(rows)
+def test_the_short_way_of_one_request_gives_the_arrays_of_the_general_one(row: dict[str, object]) -> None:
+    """A batch of one has no padding to make and no owners to follow; twice the same row goes the general way."""
+    alone, general = encoder().encode(batch(row)), part(encoder().encode(batch(row, row)), 0)
+    for name, one, other in zip(ModelInputs._fields, alone, general, strict=True):
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), name
+        assert one.flags.c_contiguous, name
+
+
+@given(values)
+def test_one_value_is_encoded_as_among_others(value: object) -> None:
+    for known in (
+        encoder()._vocabularies["user.user"],
+        encoder()._vocabularies["user.age"],
+        Vocabulary.from_values([]),
+    ):
+        assert [known.encode_one(value)] * 2 == known.encode([value, value]).tolist()
+    if value is None or isinstance(value, str):
+        assert [catalogue().row(value)] * 2 == catalogue().rows([value, value]).tolist()
 
 
 @given(rows, st.randoms(use_true_random=False))
