@@ -27,6 +27,7 @@ def export(
     promote: bool = True,
     prerank: Path | None = None,
     allow_low_recall: bool = False,
+    allow_drift: bool = False,
     as_json: Json = False,
 ) -> None:
     """Turn a finished run into a bundle: graphs, tables, encoder, catalogue, index, golden requests, parity.
@@ -47,11 +48,13 @@ def export(
         A second run over the same data, to cut what is recalled before it is ranked (such as TARQ-lite).
     allow_low_recall
         Publish also when the recall index finds less than 0.95 of the nearest items.
+    allow_drift
+        Publish also when the held-out days lie too far from the training days; the manifest says so.
     """
     from models_export.export import ExportPlan
     from models_export.export import export as export_run
 
-    plan = ExportPlan(run, data, bundles, name, promote, prerank, allow_low_recall)
+    plan = ExportPlan(run, data, bundles, name, promote, prerank, allow_low_recall, allow_drift)
     bundle = export_run(plan, (lambda _: None) if as_json else print)
     if as_json:
         print(json.dumps({"path": str(bundle.path), "version": bundle.version, "checks": bundle.manifest["checks"]}))

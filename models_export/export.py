@@ -32,6 +32,7 @@ from training.config import to_dict
 from training.data.dataset import Dataset, open_catalogue, open_dataset, split_files
 from training.data.request_files import read_requests
 from training.data.whole_files import folders_above
+from training.drift import Drift, drift_of
 
 BUNDLE_NAME = "daian"
 PRERANK_FOLDER = "prerank"  # the service opens what lies there as the stage before ranking
@@ -45,6 +46,7 @@ class ExportPlan:
 
     prerank: a second run over the same data, exported beside the first as the bundle's pre-ranker.
     allow_low_recall: publish also when the recall index misses more than the contract allows.
+    allow_drift: publish also when the held-out days lie too far from the training days.
     """
 
     run: Path
@@ -54,6 +56,7 @@ class ExportPlan:
     promote: bool = True
     prerank: Path | None = None
     allow_low_recall: bool = False
+    allow_drift: bool = False
 
 
 def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
@@ -64,6 +67,7 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
     """
     dataset = open_dataset(plan.data)
     run = open_run(plan.run, open_catalogue(plan.data))
+    drift = _drift(plan, run, tell)
     preranker = None if plan.prerank is None else _open_preranker(plan.prerank, run, plan)
     requests = _sample(plan.data)
     above = folders_above(plan.bundles / plan.name)
@@ -72,7 +76,7 @@ def export(plan: ExportPlan, tell: Callable[[str], None] = print) -> Bundle:
         made = _fill(folder, run, requests, plan.allow_low_recall, tell)
         if preranker is not None:
             made["prerank"] = _fill_prerank(folder / PRERANK_FOLDER, preranker, plan, requests, tell)
-        manifest = {**_describe(plan, run, dataset), **made}
+        manifest = {**_describe(plan, run, dataset), "drift": drift, **made}
         version_name = _version_name(folder, run.encoder)
         bundle = write_bundle(plan.bundles, plan.name, version_name, manifest, lambda work: _move(folder, work))
     bundle.open_encoder()
@@ -97,6 +101,26 @@ def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
     is_prerank = isinstance(prerank, dict) and prerank["model"] == json.loads(json.dumps(to_dict(run.config)))
     folder = bundle.path / PRERANK_FOLDER if is_prerank else bundle.path
     return check_parity(run.model, folder, run.encoder, _sample(data))
+
+
+def _drift(plan: ExportPlan, run: Run, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What the manifest says of the drift. Raises ExportError where it is above a limit and that is not wanted."""
+    drift = drift_of(plan.run, plan.data, run.encoder)
+    check_drift(drift, plan)
+    above = f"{len(drift.above)} figures above their limits, allowed" if drift.above else "no figure above its limit"
+    tell(f"drift from the training to the {drift.split} days: {len(drift.fields)} fields, {above}")
+    return {**drift.to_dict(), "drift_allowed": plan.allow_drift}
+
+
+def check_drift(drift: Drift, plan: ExportPlan) -> None:
+    """Raises ExportError with every figure above its limit, unless that is wanted."""
+    if drift.above and not plan.allow_drift:
+        found = "\n".join(f"  {sentence}" for sentence in drift.above)
+        raise ExportError(
+            f"{plan.data}: the {drift.split} days lie far from the training days of {plan.run}, and what is served "
+            f"next comes after them:\n{found}\nRepair the tables or prepare the data with newer training days, and "
+            "train again. To export all the same, give --allow-drift"
+        )
 
 
 def _open_preranker(folder: Path, run: Run, plan: ExportPlan) -> Run:

@@ -65,7 +65,21 @@ def run_training(recipe: str, data: Path, out: Path, check: bool = True) -> dict
         progress.console.print(
             f"{config.name} trained into {out}\nvalidation: {shown}", highlight=False, soft_wrap=True
         )
+        for line in note_drift(out, data):
+            progress.console.print(line, highlight=False, soft_wrap=True)
     return numbers
+
+
+def note_drift(run: Path, data: Path) -> list[str]:
+    """Compares the held-out days with the training days, writes that into the run; a line for what is above a limit."""
+    from service.contract.encoder import Encoder
+    from training.data.dataset import open_catalogue
+    from training.drift import drift_of, write_drift
+
+    drift = drift_of(run, data, Encoder.open(run / "encoder", open_catalogue(data)))
+    write_drift(run, data, drift)
+    above = [f"drift in the {drift.split} days: {sentence}" for sentence in drift.above]
+    return [*above, "`daian export` refuses this run unless it is told --allow-drift"] if above else []
 
 
 def export_check() -> "ExportCheck | None":

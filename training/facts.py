@@ -29,7 +29,7 @@ def training_facts(data_folder: Path, encoder: Encoder) -> TrainingFacts:
     users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for path in split_files(data_folder, "train"):
         for batch, clicked in read_requests(path):
-            inputs = encoder.encode(_without_behaviours(batch))
+            inputs = encoder.encode(without_behaviours(batch))
             shown, was_clicked = inputs.candidate_fields[:, 0], clicked > 0
             impressions += np.bincount(shown, minlength=n_items)
             clicks += np.bincount(shown[was_clicked], minlength=n_items)
@@ -53,7 +53,7 @@ def _item_fields(encoder: Encoder) -> Int64[np.ndarray, "M I"]:
     return fields
 
 
-def _without_behaviours(batch: RequestBatch) -> RequestBatch:
+def without_behaviours(batch: RequestBatch) -> RequestBatch:
     """Nothing here asks for histories, and encoding them is most of the work."""
     return replace(
         batch,

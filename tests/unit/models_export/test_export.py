@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import models_export.export
-from models_export.errors import ParityError
+import training.drift
+from models_export.errors import ExportError, ParityError
 from models_export.export import ExportPlan, compare_bundle, export
 from service.contract.bundle import Bundle, current_path, read_bundle
 from service.contract.encoder import Encoder
 from service.contract.errors import BundleError
 from tests.parity.conftest import bundle, encoder, run, world
+from training.data.dataset import open_dataset, split_files
+from training.data.request_files import read_requests, write_requests
 
 __all__ = ["bundle", "encoder", "run", "world"]  # fixtures
 
@@ -81,3 +86,52 @@ def test_without_promotion_the_pointer_stays(run: Path, world: Path, tmp_path: P
     assert read_bundle(made.path).version == made.version
     with pytest.raises(BundleError, match="current"):
         current_path(tmp_path)
+
+
+# --- drift ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shifted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shop, whose users' ids are spelt in another way in the latest days."""
+    folder = tmp_path_factory.mktemp("shifted") / "data"
+    shutil.copytree(world, folder)
+    for path in split_files(folder, "test"):
+        parts = list(read_requests(path))
+        with write_requests(path, open_dataset(folder).schema) as file:
+            for batch, clicks in parts:
+                users = np.array([None if user is None else f"U-{user}" for user in batch.user["user"]], object)
+                file.write(replace(batch, user={**batch.user, "user": users}), clicks)
+    return folder
+
+
+def test_days_that_are_as_ever_are_said_to_be(bundle: Bundle) -> None:
+    drift = bundle.manifest["drift"]
+    assert isinstance(drift, dict)
+    assert (drift["split"], drift["above"], drift["drift_allowed"]) == ("test", [], False)
+    assert drift["fields"]["user.user"]["unknown"] < drift["fields"]["user.user"]["unknown_limit"]
+
+
+def test_shifted_days_are_refused_and_nothing_is_left(run: Path, shifted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"user\.user: 9.\..% unknown, limit (?s:.*)--allow-drift"):
+        export(ExportPlan(run, shifted, tmp_path / "bundles"), tell=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_limit_shifted_days_are_served(
+    run: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The saboteur."""
+    monkeypatch.setattr(training.drift, "UNKNOWN_LIMIT", 1.0)
+    made = export(ExportPlan(run, shifted, tmp_path), tell=lambda _: None)
+    assert made.manifest["drift"]["above"] == []  # type: ignore[index]
+
+
+def test_shifted_days_may_be_allowed_and_the_manifest_says_so(run: Path, shifted: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    made = export(ExportPlan(run, shifted, tmp_path, allow_drift=True), tell=told.append)
+    drift = read_bundle(made.path).manifest["drift"]
+    assert isinstance(drift, dict)
+    assert drift["drift_allowed"] is True
+    assert [one.partition(":")[0] for one in drift["above"]] == ["user.user"]
+    assert any("above their limits, allowed" in line for line in told)
