@@ -1,7 +1,8 @@
 """Question: one ranking request as plain values, and its row of the contract.
 
 Made by the routes from a validated body, by tests directly. `row_of` is the one place where a question, a stored user
-and the candidates become a request row: the row that is encoded now is the row that is logged and trained on later.
+and the candidates become a request row, `batch_of` the same in columns: what is encoded now is the row that is logged
+and trained on later.
 Never here: tensors, HTTP, stores.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.behaviour_codec import MAIN_TENANT, StoredBehaviour
+from service.contract.requests import RequestBatch
 from service.contract.schema import FeatureSchema, Field
 
 Value = str | float | int | None
@@ -59,12 +61,30 @@ def row_of(
     return {
         "request_id": question.request_id,
         "requested_at": question.requested_at,
-        "user": {**_fitting(schema.user, attributes), "user": question.user},
+        "user": _user_of(question, schema, attributes),
         "context": _fitting(schema.context, question.context),
         "trigger": question.trigger,
         "behaviours": [{"item": one.item, "at": one.at, "type": one.type} for one in behaviours],
         "candidates": list(candidates),
     }
+
+
+def batch_of(
+    question: Question, schema: FeatureSchema, attributes: Mapping[str, object], behaviours: Sequence[StoredBehaviour]
+) -> RequestBatch:
+    """The same row without candidates, in the columns that are encoded."""
+    return RequestBatch.of_one(
+        question.request_id,
+        question.requested_at,
+        _user_of(question, schema, attributes),
+        _fitting(schema.context, question.context),
+        question.trigger,
+        behaviours,
+    )
+
+
+def _user_of(question: Question, schema: FeatureSchema, attributes: Mapping[str, object]) -> dict[str, Value]:
+    return {**_fitting(schema.user, attributes), "user": question.user}
 
 
 def _fitting(fields: Iterable[Field], values: Mapping[str, object]) -> dict[str, Value]:

@@ -23,7 +23,7 @@ from service.errors import ModelFailed
 from service.label_values import DegradedReason
 from service.metrics import Metrics, StageTimer
 from service.prerank import Preranker
-from service.question import Question, distinct_ids, row_of
+from service.question import Question, batch_of, distinct_ids, row_of
 from service.request_log import RequestLog
 from service.retriever import POOL, Retriever
 from service.scorer import RequestState, Scorer
@@ -131,7 +131,7 @@ class Ranker:
     def compute(self, turn: Turn) -> Ranking:
         """The CPU part, whole, in the calling thread."""
         with turn.timer.stage("encode"):
-            inputs = self._encoder.encode_request(RequestBatch.from_rows([self._row(turn, [])]))
+            inputs = self._encoder.encode_request(self._batch(turn))
             turn.trigger_row = self._catalogue.row(turn.question.trigger)
         state = self._request_state(turn, inputs)
         candidates = self._candidates(turn, state, inputs)
@@ -153,6 +153,9 @@ class Ranker:
     def _with_candidates(self, turn: Turn, inputs: ModelInputs, rows: Int64[np.ndarray, " N"]) -> ModelInputs:
         trigger = np.array([turn.trigger_row], np.int64)
         return self._encoder.encode_candidate_rows(inputs, trigger, rows, np.zeros(len(rows), np.int64))
+
+    def _batch(self, turn: Turn) -> RequestBatch:
+        return batch_of(turn.question, self._encoder.schema, turn.user.attributes, turn.user.behaviours)
 
     def _row(self, turn: Turn, ids: Sequence[str]) -> dict[str, object]:
         return row_of(turn.question, self._encoder.schema, turn.user.attributes, turn.user.behaviours, ids)

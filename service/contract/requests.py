@@ -39,12 +39,11 @@ class RequestBatch:
     candidate_offsets: Int64[np.ndarray, " R1"]
 
     def __post_init__(self) -> None:
-        columns = {"requested_at": self.requested_at, "trigger": self.trigger}
-        columns |= {f"user.{name}": column for name, column in self.user.items()}
-        columns |= {f"context.{name}": column for name, column in self.context.items()}
-        for name, column in columns.items():
-            if len(column) != len(self.request_id):
-                raise RequestError(f"column {name} has {len(column)} rows, request_id {len(self.request_id)}")
+        own = {"requested_at": self.requested_at, "trigger": self.trigger}
+        for side, columns in (("", own), ("user.", self.user), ("context.", self.context)):
+            for name, column in columns.items():
+                if len(column) != len(self.request_id):
+                    raise RequestError(f"column {side}{name} has {len(column)} rows, request_id {len(self.request_id)}")
         if "user" not in self.user:
             raise RequestError("no column user.user: give None for anonymous requests")
         if not len(self.behaviour_item) == len(self.behaviour_at) == len(self.behaviour_type):
@@ -91,6 +90,35 @@ class RequestBatch:
             behaviour_offsets=_offsets(behaviours),
             candidate=objects([candidate for part in candidates for candidate in part]),
             candidate_offsets=_offsets(candidates),
+        )
+
+    @classmethod
+    def of_one(
+        cls,
+        request_id: str,
+        requested_at: int,
+        user: Mapping[str, object],
+        context: Mapping[str, object],
+        trigger: str,
+        behaviours: Sequence[tuple[str, int, str]],
+    ) -> "RequestBatch":
+        """What from_rows makes of one row without candidates, for values that were checked where they came in.
+
+        `behaviours` are (item, at, type): no dict a behaviour, to be taken apart at once.
+        """
+        items, times, types = zip(*behaviours, strict=True) if behaviours else ((), (), ())
+        return cls(
+            request_id=objects([request_id]),
+            requested_at=np.array([requested_at], np.int64),
+            user={name: objects([value]) for name, value in user.items()},
+            context={name: objects([value]) for name, value in context.items()},
+            trigger=objects([trigger]),
+            behaviour_item=objects(items),
+            behaviour_at=np.array(times, np.int64),
+            behaviour_type=objects(types),
+            behaviour_offsets=np.array([0, len(items)], np.int64),
+            candidate=objects([]),
+            candidate_offsets=np.zeros(2, np.int64),
         )
 
     def to_rows(self) -> list[dict[str, object]]:
@@ -173,7 +201,7 @@ def objects(values: Iterable[object]) -> Shaped[np.ndarray, " V"]:
 
 def _check_offsets(name: str, offsets: Int64[np.ndarray, " R1"], n_requests: int, n_values: int) -> None:
     fits = len(offsets) == n_requests + 1 and offsets[0] == 0 and offsets[-1] == n_values
-    if not fits or (np.diff(offsets) < 0).any():
+    if not fits or (offsets[1:] < offsets[:-1]).any():
         raise RequestError(
             f"{name} must rise from 0 to {n_values} in {n_requests + 1} steps, found {len(offsets)} from "
             f"{offsets[:1].tolist()} to {offsets[-1:].tolist()}"
@@ -181,6 +209,8 @@ def _check_offsets(name: str, offsets: Int64[np.ndarray, " R1"], n_requests: int
 
 
 def _owners(offsets: Int64[np.ndarray, " R1"]) -> Int64[np.ndarray, " V"]:
+    if len(offsets) == 2:
+        return np.zeros(offsets[1], np.int64)
     return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
 
 

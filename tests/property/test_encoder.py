@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.behaviour_codec import StoredBehaviour
 from service.contract import encoder as encoder_module
 from service.contract.encoder import CANDIDATE_SIDE, ModelInputs
 from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING
 from service.contract.vocabulary import Vocabulary
+from service.question import Question, batch_of, row_of
 from tests.property.worlds import NOW, RULES, batch, catalogue, encoder, item_ids, rows
 
 # what a profile or a caller may hold: known or not, of any kind, lone surrogates and infinities included
@@ -127,6 +129,25 @@ def test_rows_are_columns(row: dict[str, object]) -> None:
     there = batch(row, row)
     back = RequestBatch.from_rows(there.to_rows())
     assert_same(encoder().encode(there), encoder().encode(back))
+
+
+@given(rows)
+def test_a_question_in_columns_is_its_row_in_columns(row: dict[str, object]) -> None:
+    """What is encoded now is what training makes of the row that is logged."""
+    behaviours = [StoredBehaviour(**behaviour) for behaviour in row["behaviours"]]
+    question = Question("r", row["requested_at"], row["user"]["user"], row["trigger"], context=row["context"])
+    asked = question, encoder().schema, row["user"], behaviours
+    there, logged = batch_of(*asked), RequestBatch.from_rows([row_of(*asked, [])])
+    assert there.to_rows() == logged.to_rows()
+    assert_same(encoder().encode(there), encoder().encode(logged))
+    for name in there.__dataclass_fields__:
+        one, other = getattr(there, name), getattr(logged, name)
+        if name in ("user", "context"):
+            assert {key: column.tolist() for key, column in one.items()} == {
+                key: column.tolist() for key, column in other.items()
+            }
+        else:
+            assert (one.dtype, one.tolist()) == (other.dtype, other.tolist()), name
 
 
 @given(st.lists(rows, min_size=1, max_size=4), st.data())
