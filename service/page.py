@@ -6,6 +6,7 @@ Called by the ranker in a worker thread. Pure functions over the columns of one 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -25,16 +26,21 @@ class Scored:
     popularity: Float32[np.ndarray, " N"]
     known: Bool[np.ndarray, " N"]
 
-    @property
+    @cached_property
     def is_scored(self) -> Bool[np.ndarray, " N"]:
         """True where the network gave a finite logit."""
         scored: Bool[np.ndarray, " N"] = np.isfinite(self.logits)
         return scored
 
+    @cached_property
+    def n_scored(self) -> int:
+        """How many the network scored."""
+        return int(np.count_nonzero(self.is_scored))
+
     @property
     def coverage(self) -> float:
         """Share that the network scored; 1 when there was nothing to score."""
-        return float(self.is_scored.mean()) if len(self.ids) else 1.0
+        return self.n_scored / len(self.ids) if len(self.ids) else 1.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class History:
 
 def rung_of(scored: Scored) -> Rung:
     """The best rung of the ladder that has anything to say about these candidates."""
-    if not len(scored.ids) or scored.is_scored.any():
+    if scored.n_scored or not len(scored.ids):
         return "network"
     if (scored.levels > 0).any():
         return "similarity"
@@ -59,14 +65,15 @@ def order(scored: Scored) -> Int64[np.ndarray, " N"]:
     """Positions in the order of the page: best first, ties and everything unscored in the caller's order."""
     rung = rung_of(scored)
     if rung == "network":
-        value = np.where(scored.is_scored, scored.logits, -np.inf)
+        all_scored = scored.n_scored == len(scored.ids)
+        value = scored.logits if all_scored else np.where(scored.is_scored, scored.logits, -np.inf)
     elif rung == "similarity":
         value = np.where(scored.levels > 0, scored.similarity, -np.inf)
     elif rung == "popularity":
         value = scored.popularity
     else:
         value = np.zeros(len(scored.ids), np.float32)
-    return np.argsort(-value, kind="stable").astype(np.int64)
+    return (-value).argsort(kind="stable").astype(np.int64, copy=False)
 
 
 def items(scored: Scored, top_k: int, history: History, prior: float) -> list[dict[str, object]]:
@@ -74,16 +81,18 @@ def items(scored: Scored, top_k: int, history: History, prior: float) -> list[di
     scored.
     """
     places = order(scored)[:top_k]
-    logits, levels, is_scored = scored.logits[places], scored.levels[places], scored.is_scored[places]
+    logits, is_scored = scored.logits.take(places), scored.is_scored.take(places)
+    similarity, levels = scored.similarity.take(places), scored.levels.take(places)
+    near = (levels > 0) & (similarity >= history.related_threshold)
     columns = zip(
-        [scored.ids[place] for place in places.tolist()],
+        map(scored.ids.__getitem__, places.tolist()),
         np.where(is_scored, _sigmoid(logits), prior).tolist(),
         _or_none(logits, is_scored),
-        _or_none(scored.similarity[places], levels > 0),
+        _or_none(similarity, levels > 0),
         levels.tolist(),
         range(1, len(places) + 1),
-        _reasons(scored, places, history),
-        (~scored.known[places]).tolist(),
+        _reasons(rung_of(scored), is_scored, near, history),
+        (~scored.known.take(places)).tolist(),
         strict=True,
     )
     return [
@@ -104,24 +113,25 @@ def items(scored: Scored, top_k: int, history: History, prior: float) -> list[di
 def _or_none(values: Float32[np.ndarray, " K"], there: Bool[np.ndarray, " K"]) -> list[float | None]:
     """Plain numbers where there are any."""
     found: list[float | None] = values.tolist()
-    for place in np.flatnonzero(~there).tolist():
-        found[place] = None
+    if not there.all():
+        for place in np.flatnonzero(~there).tolist():
+            found[place] = None
     return found
 
 
-def _reasons(scored: Scored, places: Int64[np.ndarray, " K"], history: History) -> list[str]:
-    """Why each item stands where it stands (api.md, `reason`)."""
-    near = (scored.levels[places] > 0) & (scored.similarity[places] >= history.related_threshold)
-    rung = rung_of(scored)
+def _reasons(
+    rung: Rung, is_scored: Bool[np.ndarray, " K"], near: Bool[np.ndarray, " K"], history: History
+) -> list[str]:
+    """Why each item stands where it stands (api.md, `reason`); `near`: it is like the trigger."""
     if rung == "network":
         when_near = "explicit_intent" if history.n_similar else "similar"
         when_far = "implicit_intent" if history.n_used else "popular"
         names = ("prior", when_far, when_near)  # one string for all: an array of texts would make each anew
-        codes = np.where(scored.is_scored[places], 1 + near, 0)
+        codes = np.where(is_scored, 1 + near, 0)
         return [names[code] for code in codes.tolist()]
     if rung == "similarity":
         return ["similar" if is_near else "prior" for is_near in near]
-    return ["popular" if rung == "popularity" else "prior"] * len(places)
+    return ["popular" if rung == "popularity" else "prior"] * len(near)
 
 
 def _sigmoid(logits: Float32[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:

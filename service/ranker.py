@@ -243,12 +243,13 @@ class Ranker:
         if len(rows) and not rows.any():
             turn.lost("candidates_unknown")
         levels = self._encoder.scale.level(inputs.candidate_similarity)
-        return page.Scored(ids, logits, inputs.candidate_similarity, levels, self._catalogue.popularity[rows], rows > 0)
+        popularity = self._catalogue.popularity.take(rows)
+        return page.Scored(ids, logits, inputs.candidate_similarity, levels, popularity, rows > 0)
 
     def _ranking(self, turn: Turn, scored: page.Scored, state: RequestState | None, inputs: ModelInputs) -> Ranking:
         history = page.History(
-            n_used=int((inputs.history_age[0] > 0).sum()),
-            n_similar=int((inputs.related_age[0] > 0).sum()),
+            n_used=int(np.count_nonzero(inputs.history_age)),
+            n_similar=int(np.count_nonzero(inputs.related_age)),
             related_threshold=self._encoder.rules.related_threshold,
         )
         items = page.items(scored, self._top_k(turn.question, len(scored.ids)), history, self._prior)
@@ -260,7 +261,7 @@ class Ranker:
             n_similar=history.n_similar,
             newest_age_s=_newest_age_s(turn) if history.n_used else None,
             n_candidates=len(scored.ids),
-            n_cold=int((~scored.known).sum()),
+            n_cold=len(scored.ids) - int(np.count_nonzero(scored.known)),
             items=items,
             row=self._row(turn, [str(item["id"]) for item in items]) if self._request_log.is_on else {},
         )

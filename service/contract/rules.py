@@ -73,5 +73,5 @@ class SimilarityScale:
 
     def level(self, similarity: Float32[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
         """1..S, a value on an edge belongs to the level above; 0 where there is no vector to compare."""
-        levels = 1 + np.searchsorted(self._edges[1:-1], similarity, side="right")
+        levels = 1 + self._edges[1:-1].searchsorted(similarity, side="right")
         return np.where(similarity == np.float32(MISSING), np.int64(0), levels)
