@@ -63,7 +63,7 @@ class Graph:
         feed: dict[str, object] = {name: given[name] for name in self.fed_names}
         feed.update(self._bound)
         try:
-            return dict(zip(self.output_names, self._session.run(None, feed), strict=True))
+            return dict(zip(self.output_names, self._session.run(self.output_names, feed), strict=True))
         except Exception as error:  # ONNX Runtime raises undocumented classes of its own
             raise ModelFailed(f"{self.name} failed: {error}") from error
 
@@ -106,7 +106,8 @@ class Scorer:
                 raise CallerGone("the connection was closed between two chunks")
             if before_s <= slowest_s:
                 return Scores(_joined(parts), in_time=False)
-            parts.append(self._candidate_graph.run(_sliced(given, chunk))[LOGITS])
+            given.update((name, getattr(inputs, name)[chunk]) for name in SLICED)
+            parts.append(self._candidate_graph.run(given)[LOGITS])
             slowest_s = max(slowest_s, before_s - deadline.left_s())
         return Scores(_joined(parts), in_time=True)
 
@@ -114,11 +115,9 @@ class Scorer:
         return (slice(start, start + self._chunk) for start in range(0, n_candidates, self._chunk))
 
 
-def _sliced(given: Mapping[str, np.ndarray], chunk: slice) -> Arrays:
-    return {name: value[chunk] if name in SLICED else value for name, value in given.items()}
-
-
 def _joined(parts: list[np.ndarray]) -> Float32[np.ndarray, " n"]:
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
