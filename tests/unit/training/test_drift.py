@@ -189,6 +189,15 @@ def test_training_says_nothing_of_days_as_ever(tmp_path: Path) -> None:
     assert (run / DRIFT_FILE).is_file()
 
 
+def test_held_out_days_that_cannot_be_read_cost_no_training(tmp_path: Path) -> None:
+    data, run = shop(tmp_path / "shop"), tmp_path / "run"
+    run.mkdir()
+    fit_encoder(data).save(run / "encoder")
+    (data / "test" / "00000.parquet").write_bytes(b"no parquet")
+    assert [line.partition(",")[0] for line in note_drift(run, data)] == ["drift not measured"]
+    assert not (run / DRIFT_FILE).exists()
+
+
 def test_what_the_run_says_holds_for_its_own_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, other, run = shop(tmp_path / "shop"), shop(tmp_path / "other", no_device), tmp_path / "run"
     run.mkdir()
