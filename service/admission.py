@@ -2,7 +2,8 @@
 
 Called by the routes (check before any body is read, enter once it is in) and by the ranker (run, one hand-over per
 request: encoding, graphs and ordering stay on one thread). The queue is bounded by predicted wait, not by length, and
-is looked at again when a worker takes the job: a caller that has given up must not cost the next one its turn.
+is looked at again when a worker takes the job: a caller that has given up must not cost the next one its turn. While
+several tenants ask, none of them may fill more than half of it.
 """
 
 import asyncio
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
+from service.behaviour_codec import MAIN_TENANT
 from service.deadline import Deadline
-from service.errors import CallerGone, DeadlineExceeded, Overloaded
+from service.errors import CallerGone, DeadlineExceeded, Overloaded, TenantShare
 from service.metrics import Metrics
+from service.quotas import TenantShares
 
 Result = TypeVar("Result")
 Priority = Literal["interactive", "prefetch"]
@@ -22,6 +25,7 @@ Priority = Literal["interactive", "prefetch"]
 SAFETY = 1.2  # predicted wait is a mean; the queue's tail is longer
 SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
 SHARE_OF_PREFETCH = 0.1  # a page that nobody waits for yet must leave room for those that somebody does
+SHARE_OF_TENANT = 0.5  # of the places, while others ask: room for them is there before they come
 SMOOTHING = 0.1  # weight of the newest service time
 LOOP_SMOOTHING = 0.3  # weight of the newest look at the event loop
 LEAST_ANSWERED = 5  # between two looks that count: fewer say nothing about the cost of one
@@ -45,6 +49,7 @@ class Admission:
         self._n_threads = n_threads
         self._usual_deadline_s = usual_deadline_s
         self._metrics = metrics
+        self._shares = TenantShares()
         self._lock = threading.Lock()
         self._in_flight = 0
         self._service_s = 0.0
@@ -74,14 +79,37 @@ class Admission:
             return SHARE_OF_DEADLINE * left_s
         return SHARE_OF_PREFETCH * min(left_s, self._usual_deadline_s)
 
-    def enter(self, deadline: Deadline, priority: Priority = "interactive") -> None:
-        """Takes a place for one request, which `leave` gives back. Raises as `check` does."""
+    def check_share(self, deadline: Deadline, tenant: str) -> None:
+        """Notes that the tenant asks, and takes no place either.
+
+        Places are those of the queue that a request of this deadline may join, the workers' among them; of a deadline
+        above the usual one, those of the usual: patience is no claim to more. Nobody is refused while a worker is free
+        or nobody else asks. Raises TenantShare when the tenant would have more than its share.
+        """
+        self._shares.ask(tenant)
+        if self._in_flight < self._n_threads or self._shares.is_alone(tenant):
+            return
+        n_held, pace_s = self._shares.held(tenant), self._pace_s() * SAFETY
+        bearable_s = SHARE_OF_DEADLINE * min(deadline.left_s(), self._usual_deadline_s)
+        if n_held and (n_held + 1) * pace_s > SHARE_OF_TENANT * (self._n_threads * pace_s + bearable_s):
+            self._metrics.count_shed("share")
+            self._metrics.tenant_rejected.labels(tenant).inc()
+            raise TenantShare(
+                "this tenant has its half of the queue, and others ask too: come back later",
+                retry_after_ms=max(100, round(n_held * self._pace_s() * 1000)),
+            )
+
+    def enter(self, deadline: Deadline, priority: Priority = "interactive", tenant: str = MAIN_TENANT) -> None:
+        """Takes a place for one request, which `leave` gives back. Raises as `check` and `check_share` do."""
+        self.check_share(deadline, tenant)
         self.check(deadline, priority)
+        self._shares.take(tenant)
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
 
-    def leave(self) -> None:
+    def leave(self, tenant: str = MAIN_TENANT) -> None:
         """Gives back the place of a request that was answered, or failed."""
+        self._shares.give_back(tenant)
         self._in_flight -= 1
         self._n_left += 1
         self._metrics.in_flight.set(self._in_flight)

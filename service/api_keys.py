@@ -73,6 +73,7 @@ class KeyRing:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._by_id: dict[str, ApiKey] = {}
+        self.tenants: frozenset[str] = frozenset()  # with a live key
         self._seen: tuple[int, ...] = ()
         self._nobody = secrets.token_bytes(32)  # compared with where no record is: the time says nothing of the id
 
@@ -81,16 +82,15 @@ class KeyRing:
         """Whether a keys file is named."""
         return self._path is not None
 
-    @property
-    def tenants(self) -> frozenset[str]:
-        """Tenants with a live key."""
-        return frozenset(key.tenant for key in self._by_id.values())
-
     def open(self) -> None:
         """Reads the file, if one is named. Raises KeysFileError."""
         if self._path is not None:
             self._seen = _signature(self._path)
-            self._by_id = {key.id: key for key in read_keys(self._path)}
+            self._take(read_keys(self._path))
+
+    def _take(self, keys: Iterable[ApiKey]) -> None:
+        self._by_id = {key.id: key for key in keys}
+        self.tenants = frozenset(key.tenant for key in self._by_id.values())
 
     def reload_if_changed(self) -> bool:
         """Takes a changed file and says whether it did; a broken one is told of once, and changes nothing."""
@@ -98,7 +98,7 @@ class KeyRing:
             return False
         self._seen = found
         try:
-            self._by_id = {key.id: key for key in read_keys(self._path)}
+            self._take(read_keys(self._path))
         except KeysFileError as error:
             _log.error("keys file refused, the keys before it stay: %s", error)
             return False

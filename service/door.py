@@ -9,15 +9,17 @@ from typing import Protocol
 
 DOORWAY = "doorway"  # where a `Door` stands, among what the app's lifespan hands over
 CLOSES = (b"connection", b"close")
+STATUS_LINES = {429: b"429 Too Many Requests", 503: b"503 Service Unavailable"}
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The whole of a 503."""
+    """The whole of an answer, with one of STATUS_LINES."""
 
     headers: list[tuple[bytes, bytes]]
     body: bytes
+    status: int = 503
 
     def written(self, default_headers: Headers, may_stay: bool) -> tuple[bytes, bool]:
         """(the bytes of the answer, whether it is the last of its connection)."""
@@ -26,7 +28,7 @@ class Refusal:
         if is_last and CLOSES not in headers:
             headers.append(CLOSES)
         lines = [b"%s: %s\r\n" % header for header in headers]
-        return b"".join((b"HTTP/1.1 503 Service Unavailable\r\n", *lines, b"\r\n", self.body)), is_last
+        return b"".join((b"HTTP/1.1 %s\r\n" % STATUS_LINES[self.status], *lines, b"\r\n", self.body)), is_last
 
 
 class Door(Protocol):

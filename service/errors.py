@@ -17,7 +17,7 @@ what to do. Nothing in this file logs, counts or answers.
         ├── CandidatesLimit         422  ├── BundleRefused           422
         ├── ModelFailed             500  (never reaches a caller: the ranker degrades)
         └── Busy                    503, with a time after which to come back
-            ├── TenantQuota         429
+            ├── TenantQuota         429  ├── TenantShare          429
             ├── Overloaded              ├── DeadlineExceeded
             ├── Draining                ├── NoModel
             ├── StoreUnavailable        └── StoreFull               507
@@ -120,6 +120,10 @@ class TenantQuota(Busy):
     """This tenant asks more often than it may; never a sign of overload."""
 
 
+class TenantShare(Busy):
+    """This tenant has half of what may wait for a worker, and others want their part."""
+
+
 class Overloaded(Busy):
     """The queue is too long for this request to be answered within its deadline."""
 
@@ -177,6 +181,7 @@ _VERDICTS: dict[type[BaseException], Verdict] = {
     UnknownField: Verdict(422, "unknown_field", "Unknown field"),
     CandidatesLimit: Verdict(422, "candidates_limit", "Too many candidates"),
     TenantQuota: Verdict(429, "tenant_quota", "Too many requests"),
+    TenantShare: Verdict(429, "tenant_share", "Too many requests at once"),
     BundleRefused: Verdict(422, "bundle_refused", "The bundle failed its trial"),
     Overloaded: Verdict(503, "overloaded", "Too busy to answer in time"),
     DeadlineExceeded: Verdict(503, "deadline_exceeded", "The deadline passed in the queue"),

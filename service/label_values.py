@@ -19,7 +19,7 @@ DegradedReason: TypeAlias = Literal[
 ]
 DEGRADED_REASONS: Final[tuple[DegradedReason, ...]] = get_args(DegradedReason)
 
-ShedReason: TypeAlias = Literal["overload", "expired", "priority", "gone"]
+ShedReason: TypeAlias = Literal["overload", "expired", "priority", "gone", "share"]
 SHED_REASONS: Final[tuple[ShedReason, ...]] = get_args(ShedReason)
 
 ColdKind: TypeAlias = Literal["candidate", "trigger"]

@@ -2,7 +2,8 @@
 
 Asked by `exchange.py` before a handler runs and before any of the body is read. Whatever is wrong with a key, the
 answer is the same 401; a live key without the scope is 403. Without a keys file the gate is open and everyone is the
-main tenant. Never says whether an id, a tenant or a key exists.
+main tenant. Never says whether an id, a tenant or a key exists. The doorway asks it who is meant before all that, where
+several tenants share a queue.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from starlette.requests import Request
 
 from service.api_keys import KeyRing, Scope
 from service.behaviour_codec import MAIN_TENANT
+from service.door import Headers
 from service.errors import ForbiddenScope, Unauthenticated
 from service.quotas import TenantQuotas
 
@@ -42,10 +44,17 @@ class Gate:
             self.quotas.take(caller.tenant)
         return caller
 
+    def tenant_among_others(self, headers: Headers, needed: Scope) -> str | None:
+        """Whose users are meant, where several tenants have keys; None where one has, and without a key that may."""
+        if len(self.keys.tenants) < 2:
+            return None
+        found = self.keys.find(_credential(headers))
+        return found.tenant if found is not None and needed in found.scopes else None
+
     def _caller(self, request: Request, needed: Needed) -> Caller:
         if not self.keys.is_on:
             return Caller()
-        found = self.keys.find(_credential(request))
+        found = self.keys.find(_credential(request.scope["headers"]))
         if found is None:
             raise Unauthenticated("send a live key as `Authorization: Bearer` or `X-API-Key`, and only one")
         if needed != "any" and needed not in found.scopes:
@@ -53,10 +62,13 @@ class Gate:
         return Caller(found.tenant, found.id)
 
 
-def _credential(request: Request) -> str:
+def _credential(headers: Headers) -> str:
     """The one key that a request brings; "" when it brings none, several, or another kind of credential."""
-    given = list(request.headers.getlist("x-api-key"))
-    for value in request.headers.getlist("authorization"):
-        scheme, _, key = value.partition(" ")
-        given.append(key.strip() if scheme.lower() == "bearer" else "")
+    given = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            given.append(value.decode("latin-1"))
+        elif name == b"authorization":
+            scheme, _, key = value.decode("latin-1").partition(" ")
+            given.append(key.strip() if scheme.lower() == "bearer" else "")
     return given[0] if len(given) == 1 else ""

@@ -149,7 +149,7 @@ _MANIFEST["parameters"] = [
 _NO_KEY = {
     "401": _problem("`unauthenticated`: no live key; only where the service asks for keys"),
     "403": _problem("`forbidden_scope`: the key may not do this"),
-    "429": _problem("`tenant_quota`: come back after `Retry-After`"),
+    "429": _problem("`tenant_quota`, and of rankings `tenant_share`: come back after `Retry-After`"),
 }
 _SECURITY: dict[str, Any] = {
     "bearer": {"type": "http", "scheme": "bearer"},

@@ -110,11 +110,11 @@ async def rank(exchange: Exchange) -> Response:
         deadline = deadline_from(arrived_s, (header_ms, asked.deadline_ms), parts.settings)
         if (is_gone := exchange.request.scope.get(IS_GONE)) is not None:
             deadline = replace(deadline, is_gone=is_gone)
-        parts.admission.enter(deadline, priority)
+        parts.admission.enter(deadline, priority, exchange.caller.tenant)
     try:
         ranking = await runtime.ranker.rank(question, deadline, timer)
     finally:
-        parts.admission.leave()
+        parts.admission.leave(exchange.caller.tenant)
     parts.swap.saw(runtime, ranking)
     _describe(exchange, ranking, question)
     return exchange.answer(rank_answer(ranking, question, runtime, timer.rounded()))

@@ -1,6 +1,7 @@
 """Admission: a queue that is bounded by predicted wait, looked at on entry and again at its end."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from service import admission as module
 from service.admission import Admission, Priority
 from service.deadline import Deadline
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, Overloaded, TenantShare
 from service.metrics import Metrics
 
 
@@ -195,3 +196,70 @@ def test_a_worker_that_the_clock_finds_slow_is_slow() -> None:
     for _ in range(10):
         admission.enter(Deadline.after_ms(1000))
     assert admission.predicted_wait_s() == pytest.approx(0.1)
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+
+def n_entered(admission: Admission, tenant: str, n: int = 50, deadline_ms: float = 100) -> int:
+    """How many of so many requests at once get a place."""
+    entered = 0
+    for _ in range(n):
+        with contextlib.suppress(Overloaded, TenantShare):
+            admission.enter(Deadline.after_ms(deadline_ms), "interactive", tenant)
+            entered += 1
+    return entered
+
+
+N_PLACES = 12  # rankings of 5 ms in 0.7 of 100 ms, by 1.2; and the one that is computed
+
+
+def test_whoever_asks_alone_may_have_every_place() -> None:
+    assert n_entered(make(service_s=0.005), "loud") == N_PLACES
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_while_others_ask_a_tenant_has_half_and_the_others_get_in(n_threads: int) -> None:
+    admission = make(0.005 * n_threads, n_threads)  # as many a second
+    admission.enter(Deadline.after_ms(100), "interactive", "calm")
+    assert n_entered(admission, "loud") == N_PLACES // 2
+    assert n_entered(admission, "calm", 5) == 5
+    with pytest.raises(TenantShare) as caught:
+        admission.enter(Deadline.after_ms(100), "interactive", "loud")
+    assert caught.value.retry_after_ms >= 100
+
+
+def test_without_the_share_the_others_find_the_queue_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARE_OF_TENANT", 100.0)
+    admission = make(service_s=0.005)
+    admission.enter(Deadline.after_ms(100), "interactive", "calm")
+    assert n_entered(admission, "loud") == N_PLACES - 1
+    assert n_entered(admission, "calm", 5) == 0
+
+
+def test_who_was_refused_by_a_full_queue_has_its_half_as_soon_as_it_is_shorter() -> None:
+    admission = make(service_s=0.005)
+    assert n_entered(admission, "loud") == N_PLACES
+    assert n_entered(admission, "calm") == 0
+    for n_left in range(N_PLACES - 1, N_PLACES // 2 - 1, -1):
+        admission.leave("loud")
+        assert n_entered(admission, "loud") == 0, n_left
+    assert n_entered(admission, "calm", 5) == 5
+
+
+def test_a_longer_deadline_is_no_claim_to_more() -> None:
+    admission = make(service_s=0.005)
+    admission.enter(Deadline.after_ms(100), "interactive", "calm")
+    assert n_entered(admission, "loud", deadline_ms=2000) == N_PLACES // 2
+
+
+def test_nobody_is_refused_while_a_worker_is_free() -> None:
+    admission = make(service_s=1.0, n_threads=4)
+    admission.enter(Deadline.after_ms(100), "interactive", "calm")
+    assert n_entered(admission, "loud", 3) == 3
+
+
+def test_a_share_is_one_place_at_least() -> None:
+    admission = make(service_s=0.05)  # two places
+    admission.enter(Deadline.after_ms(100), "interactive", "calm")
+    assert n_entered(admission, "loud") == 1

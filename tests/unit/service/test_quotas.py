@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.errors import TenantQuota, retry_after_ms_of, verdict_of
 from service.metrics import Metrics
-from service.quotas import TenantQuotas
+from service.quotas import OTHERS_S, TenantQuotas, TenantShares
 
 
 class Clock:
@@ -89,3 +89,45 @@ def test_no_stretch_of_time_has_more_than_burst_and_rate(rate: float, burst: int
     for first, start_s in enumerate(passed_s):
         for last in range(first, len(passed_s)):
             assert last - first + 1 <= burst + rate * (passed_s[last] - start_s) + 1e-6
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_asks_alone_is_alone_and_who_was_followed_is_not() -> None:
+    clock = Clock()
+    shares = TenantShares(clock)
+    for _ in range(3):
+        shares.ask("shop")
+        assert shares.is_alone("shop")
+    assert not shares.is_alone("club")
+    shares.ask("club")
+    assert not shares.is_alone("shop")
+    clock.now_s += OTHERS_S / 2
+    shares.ask("shop")
+    shares.ask("shop")
+    assert not shares.is_alone("shop")
+    clock.now_s += OTHERS_S / 2 + 0.1
+    assert shares.is_alone("shop")
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 8)), max_size=30), st.sampled_from("abcd"))
+def test_two_times_and_a_name_say_the_same_as_a_list_of_all(asked: list[tuple[str, float]], tenant: str) -> None:
+    clock, last = Clock(), dict[str, float]()
+    shares = TenantShares(clock)
+    for name, pause_s in asked:
+        clock.now_s += pause_s
+        shares.ask(name)
+        last[name] = clock.now_s
+    others = [clock.now_s - at for name, at in last.items() if name != tenant]
+    assert shares.is_alone(tenant) == (not others or min(others) > OTHERS_S)
+
+
+def test_places_are_counted_by_tenant_and_who_has_none_is_forgotten() -> None:
+    shares = TenantShares()
+    for tenant in ("shop", "club", "shop"):
+        shares.take(tenant)
+    assert [shares.held(tenant) for tenant in ("shop", "club", "none")] == [2, 1, 0]
+    for tenant in ("shop", "club", "shop"):
+        shares.give_back(tenant)
+    assert shares._held == {}

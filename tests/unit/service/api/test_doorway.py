@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from service.api.doorway import Doorway
+from service.api_keys import KeyRing, add_key
 from service.app import create_admin_app, create_app
 from service.contract.bundle import Bundle
-from service.door import DOORWAY
+from service.deadline import Deadline
+from service.door import DOORWAY, Refusal
 from service.settings import Settings
 from tests.asgi_client import Client, opened
 
 N_AT_ONCE = 60
+ASKED = {"trigger": "i0", "candidates": ["i1"]}
 
 
 @pytest.fixture
@@ -153,3 +157,143 @@ def test_the_lifespan_hands_the_door_to_the_server(bundle: Bundle) -> None:
             return (state or {}).get(DOORWAY)
 
     assert isinstance(asyncio.run(handed_over()), Doorway)
+
+
+# --- tenants ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenants(bundle: Bundle, tmp_path: Path) -> Iterator[tuple[Client, dict[str, str]]]:
+    """A service, and a key of each of its tenants."""
+    file = tmp_path / "keys.json"
+    keys = {name: add_key(file, name, "web", ["rank"]).text for name in ("loud", "calm")}
+    with opened(Settings(bundle_root=bundle.path, keys_file=file, deadline_ms=2000)) as client:
+        yield client, keys
+
+
+def rank_as(call: Client, key: str) -> httpx.Response:
+    return call("POST", "/v1/rank", json=ASKED, headers={"x-api-key": key})
+
+
+def beside_each_other(call: Client, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """What becomes of many rankings of one tenant and, behind them, a few of another that has asked before.
+
+    All are judged before the first is computed, by what admission is told that one takes: a twentieth of its deadline.
+    """
+    admission = call.app.state.parts.admission
+    assert rank_as(call, keys["calm"]).status_code == 200
+    admission._service_s = 0.1 * admission._n_threads
+    monkeypatch.setattr(admission, "observe", lambda *_: None)
+    run = admission.run
+
+    async def later(*asked: object) -> object:
+        await asyncio.sleep(0.7)
+        return await run(*asked)
+
+    monkeypatch.setattr(admission, "run", later)
+
+    async def all_of_them() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(call.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            senders = ["loud"] * N_AT_ONCE + ["calm"] * 4
+            headers = [{"x-api-key": keys[one]} for one in senders]
+            return list(await asyncio.gather(*(client.post("/v1/rank", json=ASKED, headers=one) for one in headers)))
+
+    answers = call._loop.run_until_complete(all_of_them())
+    for answer in answers:
+        assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+        assert answer.status_code != 429 or answer.json()["code"] == "tenant_share"
+    statuses = [answer.status_code for answer in answers]
+    return {"loud": statuses[:N_AT_ONCE], "calm": statuses[N_AT_ONCE:]}
+
+
+def test_g16_a_loud_tenant_gets_half_of_the_queue_and_the_others_get_in(
+    tenants: tuple[Client, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, keys = tenants
+    admission = call.app.state.parts.admission
+    found = beside_each_other(call, keys, monkeypatch)
+    n_places = admission._n_threads + 11  # of 0.1 s in 0.7 of 2 s, by 1.2
+    assert found["calm"] == [200] * 4
+    assert found["loud"].count(200) == n_places // 2
+    assert found["loud"].count(429) == N_AT_ONCE - n_places // 2
+    text = call.app.state.parts.metrics.text().decode()
+    assert f'daian_tenant_rejected_total{{tenant="loud"}} {found["loud"].count(429)}.0' in text
+    assert f'daian_shed_total{{reason="share"}} {found["loud"].count(429)}.0' in text
+    assert 'tenant="calm"' not in text
+    assert admission._shares._held == {}
+
+
+@pytest.mark.parametrize("n_read", [0, 1])
+def test_that_it_has_its_half_is_said_before_the_body_is_read(
+    tenants: tuple[Client, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    n_read: int,
+) -> None:
+    """And without the doorway behind it, when the place is taken."""
+    caplog.set_level(logging.INFO, "daian.http")
+    call, keys = tenants
+    admission, read = call.app.state.parts.admission, []
+    rank_as(call, keys["calm"])
+    admission._service_s = 0.1 * admission._n_threads
+    for _ in range((admission._n_threads + 11) // 2):
+        admission.enter(Deadline.after_ms(2000), "interactive", "loud")
+    if n_read:
+        monkeypatch.setattr(Doorway, "refusal", lambda *_: None)
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(1)
+        yield b'{"trigger": "i0"}'
+
+    headers = {"content-type": "application/json", "x-api-key": keys["loud"], "x-request-id": "mine"}
+    answer = call("POST", "/rank", content=body(), headers=headers)
+    assert (answer.status_code, answer.json()["code"], len(read)) == (429, "tenant_share", n_read)
+    assert (answer.json()["instance"], answer.json()["request_id"]) == ("/rank", "mine")
+    assert "loud" not in answer.text
+    assert rank_as(call, keys["calm"]).status_code == 200
+    lines = [vars(record)["fields"]["status"] for record in caplog.records if record.getMessage() == "request"]
+    assert 429 not in lines
+
+
+def test_g16_without_the_share_the_others_find_a_full_queue(
+    tenants: tuple[Client, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.SHARE_OF_TENANT", 100.0)
+    call, keys = tenants
+    found = beside_each_other(call, keys, monkeypatch)
+    assert found["calm"] == [503] * 4
+    assert 429 not in found["loud"]
+
+
+def test_who_is_refused_for_want_of_room_is_known_to_have_asked(
+    tenants: tuple[Client, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, keys = tenants
+    admission = call.app.state.parts.admission
+    monkeypatch.setattr(admission, "predicted_wait_s", lambda: 10.0)
+    assert rank_as(call, keys["loud"]).status_code == 503
+    assert admission._shares.is_alone("loud")
+    for key in ("nonsense", ""):
+        assert rank_as(call, key).status_code == 503
+    assert admission._shares.is_alone("loud")
+    assert rank_as(call, keys["calm"]).status_code == 503
+    assert not admission._shares.is_alone("loud")
+
+
+def test_where_one_tenant_has_keys_the_door_looks_for_none(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.json"
+    key = add_key(file, "only", "web", ["rank"]).text
+    with opened(Settings(bundle_root=bundle.path, keys_file=file, deadline_ms=2000)) as call:
+        monkeypatch.setattr(call.app.state.parts.admission, "predicted_wait_s", lambda: 10.0)
+        monkeypatch.setattr(KeyRing, "find", lambda *_: pytest.fail("it looked"))
+        assert rank_as(call, key).status_code == 503
+
+
+@pytest.mark.parametrize(("status", "line"), [(503, b"503 Service Unavailable"), (429, b"429 Too Many Requests")])
+def test_a_refusal_is_written_whole(status: int, line: bytes) -> None:
+    answer, is_last = Refusal([(b"content-length", b"2")], b"no", status).written([(b"server", b"x")], may_stay=True)
+    assert answer == b"HTTP/1.1 " + line + b"\r\nserver: x\r\ncontent-length: 2\r\n\r\nno"
+    assert not is_last
