@@ -107,17 +107,20 @@ class RequestBatch:
         `behaviours` are (item, at, type): no dict a behaviour, to be taken apart at once.
         """
         items, times, types = zip(*behaviours, strict=True) if behaviours else ((), (), ())
+        values = objects([request_id, trigger, *user.values(), *context.values()])
+        columns = [values[place : place + 1] for place in range(len(values))]
+        of_user, of_context = columns[2 : 2 + len(user)], columns[2 + len(user) :]
         return cls(
-            request_id=objects([request_id]),
+            request_id=columns[0],
             requested_at=np.array([requested_at], np.int64),
-            user={name: objects([value]) for name, value in user.items()},
-            context={name: objects([value]) for name, value in context.items()},
-            trigger=objects([trigger]),
+            user=dict(zip(user, of_user, strict=True)),
+            context=dict(zip(context, of_context, strict=True)),
+            trigger=columns[1],
             behaviour_item=objects(items),
             behaviour_at=np.array(times, np.int64),
             behaviour_type=objects(types),
             behaviour_offsets=np.array([0, len(items)], np.int64),
-            candidate=objects([]),
+            candidate=objects(()),
             candidate_offsets=np.zeros(2, np.int64),
         )
 
@@ -193,7 +196,7 @@ class RequestBatch:
 
 def objects(values: Iterable[object]) -> Shaped[np.ndarray, " V"]:
     """An object array of the values as they are; numpy would make fixed-width strings, or look into sequences."""
-    listed = list(values)
+    listed = values if isinstance(values, list | tuple) else list(values)
     array = np.empty(len(listed), object)
     array[:] = listed
     return array
