@@ -149,9 +149,10 @@ class Encoder:
 
     def encode_request(self, batch: RequestBatch) -> ModelInputs:
         """The first half: all that sees no candidate. The candidate arrays are empty."""
-        trigger_hashes = self.catalogue.hashes(batch.trigger.tolist())
-        trigger_rows = self.catalogue.rows_of_hashes(trigger_hashes)
-        behaviours = self._behaviours(batch, trigger_hashes)
+        hashes = self.catalogue.hashes(batch.trigger.tolist() + batch.behaviour_item.tolist())
+        rows, n = self.catalogue.rows_of_hashes(hashes), batch.n_requests
+        trigger_rows = rows[:n]
+        behaviours = self._behaviours(batch, hashes[:n], hashes[n:], rows[n:])
         if batch.n_requests == 1:
             history, related = self._both_of_one(behaviours, int(trigger_rows[0]))
         else:
@@ -188,9 +189,14 @@ class Encoder:
             candidate_request=owners,
         )
 
-    def _behaviours(self, batch: RequestBatch, trigger_hashes: UInt64[np.ndarray, " R"]) -> "_Behaviours":
+    def _behaviours(
+        self,
+        batch: RequestBatch,
+        trigger_hashes: UInt64[np.ndarray, " R"],
+        hashes: UInt64[np.ndarray, " B"],
+        rows: Int64[np.ndarray, " B"],
+    ) -> "_Behaviours":
         """Behaviours that count and are visible in the longer window, sorted by request and time."""
-        hashes = self.catalogue.hashes(batch.behaviour_item.tolist())
         owner, requested_at, opening = batch.behaviour_request, batch.requested_at, trigger_hashes
         if batch.n_requests > 1:  # one is broadcast
             requested_at, opening = requested_at[owner], opening[owner]
@@ -202,9 +208,8 @@ class Encoder:
         if not self._types.issuperset(types):  # nearly every live request's count: no Python per behaviour
             visible &= np.fromiter(map(self._types.__contains__, types), np.bool_, len(types))
         kept = np.flatnonzero(visible)
-        rows = self.catalogue.rows_of_hashes(hashes[kept])
-        order = sort_by_time(owner[kept], at[kept], rows)
-        return _Behaviours(rows[order], age[kept][order], owner[kept][order], batch.n_requests)
+        order = kept[sort_by_time(owner[kept], at[kept], rows[kept])]
+        return _Behaviours(rows[order], age[order], owner[order], batch.n_requests)
 
     def _both_of_one(self, behaviours: "_Behaviours", trigger: int) -> tuple[_Padded, _Padded]:
         """_history and _related of a live request. In a batch of one every cut is a slice and nothing is padded, and
