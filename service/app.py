@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
@@ -27,12 +27,12 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from service.admission import Admission
 from service.api.admin import admin_router, listener_router
-from service.api.doorway import Doorway
+from service.api.doorway import RANK_PATHS, Doorway
 from service.api.exchange import Exchange, endpoint
 from service.api.gate import Gate
 from service.api.openapi import with_components
 from service.api.parts import Health, Parts
-from service.api.routes import router
+from service.api.routes import rank_endpoint, router
 from service.api_keys import KeyRing
 from service.bundle_swap import BundleSwap
 from service.contract.errors import BundleError, DaianError
@@ -92,6 +92,25 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET"} if is_head else scope, receive, send)
 
 
+class StraightToRanking:
+    """`POST /v1/rank` goes past routing and FastAPI's handler of a request, which took a tenth of the loop's time.
+
+    They would find the same endpoint, and there is nothing of theirs it needs: it reads the body by itself, and every
+    error becomes an answer in it. Its route stays, for `/openapi.json` and for servers with a path in front of ours.
+    """
+
+    def __init__(self, app: ASGIApp, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+        self._app = app
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in RANK_PATHS:
+            response = await self._endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 class QuietRefusal:
     """A start that is refused for a foreseen reason says so in one line; only a bug is told with its traceback."""
 
@@ -140,6 +159,7 @@ def create_app(settings: Settings, store: UserStore | None = None, drains: bool 
     if settings.admin_port is None and settings.keys_file is not None:
         routers.append(admin_router(parts))  # without a port of its own only where a key is asked for
     app = _app_of(parts, routers, lifespan)
+    app.add_middleware(StraightToRanking, endpoint=rank_endpoint(parts))
     app.add_middleware(Doorway, parts=parts)  # the last one added is the first to be asked
     app.add_middleware(QuietRefusal)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]

@@ -35,6 +35,7 @@ TYPE_CODES: Mapping[str, int] = {"click": 1, "favourite": 2, "cart": 3, "purchas
 _TYPE_NAMES = {code: name for name, code in TYPE_CODES.items()}
 
 _MEMBER_HEAD = struct.Struct(">BHBIH")
+_HEAD_BYTES, _unpack_head = _MEMBER_HEAD.size, _MEMBER_HEAD.unpack_from  # looked up for every behaviour of every page
 _PROFILE_HEAD = struct.Struct(">BI")
 _TENANT = re.compile(r"[a-z0-9-]{1,32}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -95,7 +96,17 @@ def tombstone_key(tenant: str, user_id: str) -> str:
     It outlives the user, so it holds a hash in place of the id. It lies in the hash slot of the user's other keys all
     the same: four characters that fall into the slot take the id's place between the braces.
     """
+    return _tombstone_of(tenant, user_key(tenant, user_id, ""))
+
+
+def read_keys(tenant: str, user_id: str) -> tuple[str, str, str]:
+    """What is read for a page: the keys of behaviours, profile and tombstone, as the functions above make them."""
     bare = user_key(tenant, user_id, "")
+    behaviours, profile = (bare + suffix for suffix in USER_SUFFIXES)
+    return behaviours, profile, _tombstone_of(tenant, bare)
+
+
+def _tombstone_of(tenant: str, bare: str) -> str:
     tag = bare[bare.index("{") + 1 : bare.index("}")]
     digest = hashlib.sha256(bare.encode()).hexdigest()[:32]
     return f"{KEY_PREFIX}:{tenant}:{{{_tag_in(hash_slot(tag))}}}:x:{digest}"
@@ -106,6 +117,7 @@ def hash_slot(tag: str) -> int:
     return binascii.crc_hqx(tag.encode(), 0) % N_SLOTS
 
 
+@functools.cache  # of 16,384 slots, which tell nothing of a user
 def _tag_in(slot: int) -> str:
     """Four characters of `0` to `?` that fall into a slot. A CRC is linear: each bit flipped adds its own part."""
     wanted, flipped = slot ^ hash_slot("0000"), 0
@@ -157,7 +169,7 @@ def encode_member(event: BehaviourEvent) -> bytes:
         raise ValueError("a behaviour's time is epoch milliseconds between 1970 and 2106: check its unit")
     item, surface = canonical_id(event.item).encode(), surface_code(event.surface)
     bare = _MEMBER_HEAD.pack(MEMBER_VERSION, 0, type_code, time_s, surface) + item
-    check = _check(canonical_id(event.user).encode(), bare)
+    check = _check(_checked_prefix(event.user), bare)
     return _MEMBER_HEAD.pack(MEMBER_VERSION, check, type_code, time_s, surface) + item
 
 
@@ -167,15 +179,15 @@ def decode_member(user_id: str, member: bytes) -> StoredBehaviour:
     Raises:
         CorruptBytesError: whatever cannot be one of this user's members.
     """
-    return _decode(canonical_id(user_id).encode(), member)
+    return _decode(_checked_prefix(user_id), member)
 
 
 def decode_members(user_id: str, members: Iterable[object]) -> tuple[list[StoredBehaviour], int]:
     """The behaviours in a reply, in its order, and how many members were left out as corrupt."""
-    user, behaviours, n_corrupt = canonical_id(user_id).encode(), [], 0
+    prefix, behaviours, n_corrupt = _checked_prefix(user_id), [], 0
     for member in members:
         try:
-            behaviours.append(_decode(user, member))
+            behaviours.append(_decode(prefix, member))
         except CorruptBytesError:
             n_corrupt += 1
     return behaviours, n_corrupt
@@ -224,25 +236,30 @@ def time_to_live_s(user_id: str, window_days: int) -> int:
     return int((window_days + 1) * 86_400 * (1 + share))
 
 
-def _decode(user: bytes, member: object) -> StoredBehaviour:
-    if not isinstance(member, bytes) or len(member) <= _MEMBER_HEAD.size:
+def _decode(prefix: bytes, member: object) -> StoredBehaviour:
+    if not isinstance(member, bytes) or len(member) <= _HEAD_BYTES:
         raise CorruptBytesError("a member is too short")
-    version, check, type_code, time_s, _ = _MEMBER_HEAD.unpack_from(member)
+    version, check, type_code, time_s, _ = _unpack_head(member)
     name = _TYPE_NAMES.get(type_code)
-    if version != MEMBER_VERSION or name is None or check != _check(user, member):
+    if version != MEMBER_VERSION or name is None or check != _check(prefix, member):
         raise CorruptBytesError("a member has an unknown version or type, or fails its check")
     try:
-        return StoredBehaviour(member[_MEMBER_HEAD.size :].decode(), time_s * 1000, name)
+        return StoredBehaviour(member[_HEAD_BYTES:].decode(), time_s * 1000, name)
     except UnicodeDecodeError as error:
         raise CorruptBytesError("a member's item is not UTF-8") from error
 
 
-def _check(user: bytes, member: bytes) -> int:
-    """Low 16 bits of xxh32 over the user and all of the member but the check itself.
+def _checked_prefix(user_id: str) -> bytes:
+    """What a member's check covers in front of the member: its user, and the version of every member of ours.
 
-    No user id holds a control character and the version byte is one, so user and member cannot run into each other.
+    No user id holds a control character and the version is one, so user and member cannot run into each other.
     """
-    return xxhash.xxh32_intdigest(user + member[:1] + member[3:]) & 0xFFFF
+    return canonical_id(user_id).encode() + bytes([MEMBER_VERSION])
+
+
+def _check(prefix: bytes, member: bytes) -> int:
+    """Low 16 bits of xxh32 over the user and all of the member but the check itself."""
+    return xxhash.xxh32_intdigest(prefix + member[3:]) & 0xFFFF
 
 
 def _crc(user_id: str, body: bytes) -> int:

@@ -24,6 +24,7 @@ from uvicorn.server import ServerState
 from service.deadline import IS_GONE
 from service.door import DOORWAY, Door, Refusal
 from service.errors import BadRequest, HeadersTooLarge, ServiceError, problem_of
+from service.one_write import OneWrite
 
 if TYPE_CHECKING:
     from service.shared_listener import Tally
@@ -209,6 +210,9 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self._n_turned_away = 0
             super().on_headers_complete()
+            answer = OneWrite(self.transport)
+            self.cycle.transport = answer  # type: ignore[assignment]
+            self.cycle.on_response = functools.partial(self._answered, answer)
         self._in_headers = False
         self._n_header_bytes = self._n_framing_bytes = self._n_body_bytes = 0
 
@@ -268,6 +272,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._slow_down()
         else:
             super().on_message_complete()
+
+    def _answered(self, answer: OneWrite) -> None:
+        answer.flush()
+        self.on_response_complete()
 
     def on_response_complete(self) -> None:
         """The answer is written; what the peer has not taken yet it must take in time."""

@@ -19,7 +19,6 @@ from redis import exceptions
 
 from service.behaviour_codec import (
     MAIN_TENANT,
-    USER_SUFFIXES,
     BehaviourEvent,
     CorruptBytesError,
     StoredBehaviour,
@@ -28,6 +27,7 @@ from service.behaviour_codec import (
     encode_member,
     encode_profile,
     end_of_second,
+    read_keys,
     time_to_live_s,
     tombstone_key,
     user_key,
@@ -35,7 +35,7 @@ from service.behaviour_codec import (
 from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
 from service.label_values import CorruptValue, DegradedReason
-from service.redis_client import StoreSettings, async_client, failure_kind
+from service.redis_client import Command, StoreSettings, ask_together, async_client, failure_kind
 from service.redis_cluster import ClusterClient
 from service.redis_replicas import transaction
 from service.store_address import parse_address
@@ -237,7 +237,7 @@ class RedisUserStore:
 
     async def fetch(self, user_id: str, requested_at: int, tenant: str | None = None) -> StoredUser:
         tenant = tenant or self.settings.tenant
-        keys = [*user_keys(tenant, user_id), tombstone_key(tenant, user_id)]
+        keys = read_keys(tenant, user_id)
         try:
             replies = await self._read_calls.run(_shard(self.reads, keys[0]), lambda: self._read(keys, requested_at))
         except NoAnswerError:
@@ -270,7 +270,7 @@ class RedisUserStore:
 
     async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
         tenant = tenant or self.settings.tenant
-        keys = [*user_keys(tenant, user_id), tombstone_key(tenant, user_id)]
+        keys = read_keys(tenant, user_id)
         *replies, sealed = await self._stored(self._erase_calls, keys[0], lambda: self._erase(keys))
         n_behaviours, other, profile = (found if isinstance(found, int) else 0 for found in replies)
         return Erased(n_behaviours, profile, other, bool(sealed))
@@ -285,15 +285,14 @@ class RedisUserStore:
     async def _read(self, keys: Sequence[str], requested_at: int) -> Replies:
         """One round trip: the members of the window, newest first; the profile; the time of erasure."""
         newest, oldest = f"({requested_at}", f"({requested_at - self.settings.window_days * DAY_MS}"
+        commands: list[Command] = [
+            ("ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep),
+            ("GET", keys[1]),
+            ("GET", keys[2]),
+        ]
 
         async def work(client: "redis.asyncio.Redis") -> Replies:
-            async with client.pipeline(transaction=False) as pipe:
-                pipe.execute_command(
-                    "ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep
-                )
-                pipe.execute_command("GET", keys[1])
-                pipe.execute_command("GET", keys[2])
-                return _unless_refused(await pipe.execute(raise_on_error=False))
+            return _unless_refused(await ask_together(client, commands))
 
         return await _on_node(self.reads, keys[0], work)
 
@@ -409,11 +408,6 @@ async def _on_node(client: Client, key: str, work: "Callable[[redis.asyncio.Redi
 
 def _memory_key(tenant: str | None, user_id: str) -> str:
     return user_key(tenant or MAIN_TENANT, user_id, "")
-
-
-def user_keys(tenant: str, user_id: str) -> list[str]:
-    """The keys that hold what is known of a user: behaviours, profile."""
-    return [user_key(tenant, user_id, suffix) for suffix in USER_SUFFIXES]
 
 
 def members_by_user(events: Iterable[BehaviourEvent]) -> dict[str, list[tuple[bytes, int]]]:

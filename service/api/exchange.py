@@ -155,23 +155,22 @@ def _note(error: BaseException, exchange: Exchange) -> None:
 
 def _finished(exchange: Exchange, response: Response) -> Response:
     """Headers, metrics and the log line; the same for success and failure."""
-    headers = {"X-Request-Id": _header_text(exchange.request_id), "Cache-Control": "no-store"}
-    headers["Server-Timing"] = exchange.timer.header()
-    for name, value in {**headers, **exchange.headers}.items():
-        response.headers[name] = value
+    headers = {
+        "X-Request-Id": _header_text(exchange.request_id),
+        "Cache-Control": "no-store",
+        "Server-Timing": exchange.timer.header(),
+        **exchange.headers,
+    }
     if exchange.parts.health.draining:
-        response.headers["Connection"] = "close"
+        headers["Connection"] = "close"
+    response.headers.update(headers)
     _measure(exchange, response.status_code)
     return response
 
 
 def _measure(exchange: Exchange, status: int) -> None:
-    metrics, timer = exchange.parts.metrics, exchange.timer
-    labels = (exchange.route, str(status), exchange.variant, exchange.surface)
-    metrics.requests.labels(*labels).inc()
-    metrics.request_seconds.labels(*labels).observe(timer.total_ms() / 1000)
-    for stage, spent_ms in timer.ms.items():
-        metrics.stage_seconds.labels(stage).observe(spent_ms / 1000)
+    timer = exchange.timer
+    exchange.parts.metrics.count_answer(exchange.route, status, exchange.variant, exchange.surface, timer)
     # Requests over a quota come by the thousand: they are counted, not written down.
     if status != 429 and (exchange.fields or status >= 400):
         fields = {

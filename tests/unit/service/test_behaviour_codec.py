@@ -16,8 +16,10 @@ from service.behaviour_codec import (
     decode_profile,
     encode_member,
     encode_profile,
+    read_keys,
     surface_code,
     time_to_live_s,
+    tombstone_key,
     user_key,
 )
 
@@ -117,3 +119,12 @@ def test_the_time_to_live_is_spread_and_steady() -> None:
 def test_surfaces() -> None:
     assert surface_code(None) == surface_code("") == 0
     assert surface_code("item_detail") != surface_code("cart_page")
+
+
+@pytest.mark.parametrize("user", ["u_42", "{u}:%", "ü", "u" * 128])
+def test_the_keys_of_a_page_are_those_that_are_written(user: str) -> None:
+    assert read_keys("main", user) == (
+        user_key("main", user, "b"),
+        user_key("main", user, "p"),
+        tombstone_key("main", user),
+    )

@@ -1,12 +1,15 @@
 """Log lines name an exception by class and place, never by its message; counters of known words start at 0."""
 
+import json
 import logging
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from service.label_values import DEGRADED_REASONS, SHED_REASONS
-from service.metrics import JsonLines, Metrics, TextLines
+from service.metrics import JsonLines, Metrics, StageTimer, TextLines
 
 CANARY = "canary-7f3"
 
@@ -48,3 +51,42 @@ def test_a_hit_is_counted_on_the_series_that_was_there() -> None:
     metrics.count_shed("gone")
     assert metrics.text().count(b"\ndaian_shed_total{") == before == len(SHED_REASONS)
     assert metrics.registry.get_sample_value("daian_shed_total", {"reason": "gone"}) == 1.0
+
+
+def test_a_line_that_orjson_refuses_is_written_all_the_same() -> None:
+    def line(**fields: object) -> str:
+        record = logging.makeLogRecord({"msg": "request", "levelno": logging.INFO, "fields": fields})
+        return JsonLines().format(record)
+
+    assert json.loads(line(route="/v1/rank", at=Path("/there")))["at"] == "/there"
+    odd = json.loads(line(surface="\ud800", digits=1 << 70))
+    assert (odd["event"], odd["surface"], odd["digits"]) == ("request", "\ud800", 1 << 70)
+
+
+def test_an_answer_is_counted_under_its_own_labels() -> None:
+    metrics, timer = Metrics(), StageTimer()
+    with timer.stage("encode"), timer.stage("order"):
+        pass
+    for status in (200, 200, 503):
+        metrics.count_answer("/v1/rank", status, "live", "other", timer)
+    found = metrics.text().decode()
+    assert 'daian_requests_total{route="/v1/rank",status="200",surface="other",variant="live"} 2.0' in found
+    assert 'daian_request_seconds_count{route="/v1/rank",status="503",surface="other",variant="live"} 1.0' in found
+    assert 'daian_stage_seconds_count{stage="encode"} 3.0' in found
+    assert 'daian_stage_seconds_count{stage="parse"} 0.0' in found
+
+
+def test_a_stage_counts_all_its_blocks_also_those_that_fail() -> None:
+    timer = StageTimer()
+
+    def fail() -> None:
+        with timer.stage("encode"):
+            time.sleep(0.002)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    first = timer.ms["encode"]
+    with timer.stage("encode"):
+        time.sleep(0.002)
+    assert timer.ms["encode"] > first > 1
