@@ -9,6 +9,7 @@ from benchmarks.goals import (
     canaries,
     overload,
     restarts,
+    retry_storm,
     slow_sockets,
     soak,
     store_faults,
@@ -55,5 +56,7 @@ GOALS = {
         Goal("G16", "one tenant at ten times its quota: the others do not notice", overload.greedy_tenant),
         Goal("G17", "ready 3 s after the start, and never before the golden requests passed", restarts.starts),
         Goal("G18", "an erased user leaves no trace", SUITES["G18"].measure),
+        Goal("G19", "clients that ask again at once whatever they are told: the others get their answers",
+             retry_storm.measure),
     )
 }  # fmt: skip

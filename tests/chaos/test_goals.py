@@ -12,11 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.goals import acknowledged, bit_flips, canaries, overload, restarts, slow_sockets, soak, store_faults
+from benchmarks.goals import (
+    acknowledged,
+    bit_flips,
+    canaries,
+    overload,
+    restarts,
+    retry_storm,
+    slow_sockets,
+    soak,
+    store_faults,
+)
 from benchmarks.goals.lab import PATIENT, Lab, Sizes, open_lab
 from benchmarks.goals.outcome import Outcome
 from service.embedded_store import EmbeddedStore, embedded_store
-from tests.chaos.open_loop import LoadClient, Sent, Stream, load_client, open_loop
+from service.http_guard import FREELY_TURNED_AWAY
+from tests.chaos.open_loop import LoadClient, Sent, Stream, closed_loop, load_client, open_loop
 
 pytestmark = pytest.mark.e2e
 # A service that one look at the store cannot hurry: a busy machine is no fault of the store's.
@@ -52,6 +63,14 @@ module.Admission._bearable_s = lambda _, deadline, __: module.SHARE_OF_DEADLINE 
 IDS_IN_LOGS = """
 import service.metrics as module
 module.UserHasher.__call__ = lambda _, user: user
+"""
+FULL_AND_SLOW = """
+import service.admission, service.http_guard
+service.admission.Admission.predicted_wait_s = lambda _: 10.0
+service.http_guard.PAUSE_S = 0.05
+"""
+NO_PAUSE = """
+service.http_guard.GuardedProtocol._slow_down = lambda _: None
 """
 LEAK = """
 import service.api.exchange as module
@@ -251,3 +270,35 @@ def test_g17_nothing_is_ready_whose_golden_requests_fail(lab: Lab) -> None:
     n_asked, n_ready = restarts.bad_start(lab)
     assert n_asked > 0
     assert n_ready == 0
+
+
+def test_g19_beside_clients_that_ask_on_nothing_breaks_and_some_are_answered(lab: Lab) -> None:
+    with lab.service("g19") as service:
+        found = asyncio.run(retry_storm.storm(lab, service, times=4))
+    assert [one.what for one in retry_storm.checks_of(found) if one.kind == "count" and not one.is_met] == []
+    assert found.refused
+    assert retry_storm.in_time(found.loud) > 0
+
+
+def refusals_of_four(lab: Lab, prelude: str = "") -> int:
+    """What four connections are refused in a second that ask again at once; nobody is let in, a pause is 50 ms."""
+
+    async def main(host: str, port: int) -> list[Sent]:
+        with load_client(host, port) as client:
+            return await closed_loop(client, lab.ranks(), 1.0, retry_storm.N_SPINNING)
+
+    with lab.service("g19-full", prelude=FULL_AND_SLOW + prelude) as service:
+        answers = asyncio.run(main(service.host, service.port))
+    assert {one.status for one in answers} == {503}
+    return len(answers)
+
+
+MOST_REFUSED = 2 * retry_storm.N_SPINNING * (FREELY_TURNED_AWAY + 1.0 / 0.05)
+
+
+def test_g19_who_asks_on_is_refused_so_often_and_no_more(lab: Lab) -> None:
+    assert refusals_of_four(lab) < MOST_REFUSED
+
+
+def test_g19_without_the_pause_refusals_are_without_number(lab: Lab) -> None:
+    assert refusals_of_four(lab, NO_PAUSE) > MOST_REFUSED
