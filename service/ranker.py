@@ -25,7 +25,7 @@ from service.metrics import Metrics, StageTimer
 from service.prerank import Preranker
 from service.question import Question, batch_of, distinct_ids, row_of
 from service.request_log import RequestLog
-from service.retriever import POOL, Retriever
+from service.retriever import NEWEST, POOL, Retriever
 from service.scorer import RequestState, Scorer
 from service.user_store import StoredUser, UserStore
 
@@ -180,8 +180,9 @@ class Ranker:
         if self._preranker is not None:
             with turn.timer.stage("prerank"):
                 rows = rows[self._kept(self._preranker, turn, inputs, rows)]
-        by_id = sorted(zip(self._catalogue.ids(rows), rows.tolist(), strict=True))
-        return _Candidates([id_ for id_, _ in by_id], np.array([row for _, row in by_id], np.int64))
+        ids = self._catalogue.ids(rows)
+        by_id = sorted(range(len(ids)), key=ids.__getitem__)
+        return _Candidates([ids[place] for place in by_id], rows[np.array(by_id, np.int64)])
 
     def _kept(
         self, preranker: Preranker, turn: Turn, inputs: ModelInputs, rows: Int64[np.ndarray, " P"]
@@ -204,10 +205,10 @@ class Ranker:
     def _recall(self, turn: Turn, state: RequestState | None) -> Int64[np.ndarray, " P"]:
         """Catalogue rows from the index, in recall's order."""
         with turn.timer.stage("recall"):
-            by_time = sorted(turn.user.behaviours, key=lambda behaviour: behaviour.at)
+            newest = sorted(turn.user.behaviours, key=lambda behaviour: behaviour.at)[-NEWEST:]
             recalled = self._retriever.recall(
                 turn.trigger_row,
-                self._catalogue.rows([behaviour.item for behaviour in by_time]),
+                self._catalogue.rows([behaviour.item for behaviour in newest]),
                 None if state is None else state.intent,
                 self._catalogue.rows(list(turn.question.exclude)),
                 POOL if self._preranker is None else self._preranker.plan.n_recalled,

@@ -5,7 +5,6 @@ request graph, because the predicted intent decides how many candidates each sim
 popular list propose, exact similarities of the catalogue decide the level; nothing here scores or orders for the page.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -50,6 +49,8 @@ class Retriever:
         self._scale = encoder.scale
         self._index = index
         self._popular = _most_popular(self._catalogue)
+        rank = np.argsort(self._popular)
+        self._popular_by_row = self._popular[rank], rank
 
     @property
     def popular(self) -> Int64[np.ndarray, " P"]:
@@ -75,19 +76,31 @@ class Retriever:
         items of the level where neighbours do not reach; without one the nearest come first. What a level cannot fill
         goes to the next best.
         """
-        banned = np.union1d(excluded, [0, trigger])
+        banned = np.sort(np.concatenate([excluded, [trigger]]))
         near = self._neighbours(np.array([trigger]), 2 * n_wanted)
         around = self._neighbours(newest[-NEWEST:], n_wanted // NEWEST)
-        proposed = _distinct([near, self._popular], banned)
+        near_first = near[_allowed(near, banned)]  # of one search: no row twice
+        proposed = np.concatenate([near_first, self._popular_without(np.concatenate([near_first, banned]))])
         n_divided = n_wanted - int(n_wanted * (SHARE_OF_NEWEST + SHARE_OF_POPULAR))
         chosen = proposed if intent is None else proposed[self._by_level(trigger, proposed, intent, n_divided)]
+        n_popular = int(n_wanted * SHARE_OF_POPULAR)
+        popular = self._popular[: n_popular + len(banned)]
         mixed = [
             chosen[:n_divided],
-            _distinct([around], banned)[: int(n_wanted * SHARE_OF_NEWEST)],
-            _distinct([self._popular], banned)[: int(n_wanted * SHARE_OF_POPULAR)],
-            chosen,
+            _distinct(around[_allowed(around, banned)])[: int(n_wanted * SHARE_OF_NEWEST)],
+            popular[_allowed(popular, banned)][:n_popular],
+            chosen[:n_wanted],  # alone as many as are wanted
         ]
-        return Recalled(_distinct(mixed, banned)[:n_wanted], near=len(near) > 0)
+        return Recalled(_distinct(np.concatenate(mixed))[:n_wanted], near=len(near) > 0)
+
+    def _popular_without(self, rows: Int64[np.ndarray, " X"]) -> Int64[np.ndarray, " P"]:
+        """The popular rows but these, most popular first. Searched in the popular rows by row, not all sorted anew."""
+        by_row, rank = self._popular_by_row
+        at = by_row.searchsorted(rows)
+        kept = np.ones(len(by_row), np.bool_)
+        if len(by_row):
+            kept[rank.take(at, mode="clip")[by_row.take(at, mode="clip") == rows]] = False
+        return self._popular[kept]
 
     def _neighbours(self, rows: Int64[np.ndarray, " B"], n_each: int) -> Int64[np.ndarray, " P"]:
         """Rows near the given ones, nearest first per row; empty when no given row has a vector."""
@@ -120,24 +133,22 @@ def _proportions(intent: Float32[np.ndarray, " S"]) -> Float32[np.ndarray, " S"]
 
 def _place_in_level(levels: Int64[np.ndarray, " P"], n_levels: int) -> Int64[np.ndarray, " P"]:
     """How many rows of the same level stand before each row."""
-    places = np.zeros(len(levels), np.int64)
-    for level in range(n_levels):
-        inside = levels == level
-        places[inside] = np.arange(int(inside.sum()))
+    by_level = levels.argsort(kind="stable")
+    counts = np.bincount(levels, minlength=n_levels)
+    places = np.empty(len(levels), np.int64)
+    places[by_level] = np.arange(len(levels)) - (counts.cumsum() - counts).repeat(counts)
     return places
 
 
-def _distinct(parts: Sequence[Int64[np.ndarray, "..."]], banned: Int64[np.ndarray, " E"]) -> Int64[np.ndarray, " P"]:
-    """The rows of all parts at their first mention, without the banned ones and without FAISS's -1."""
-    rows = np.concatenate(list(parts))
-    rows = rows[_allowed(rows, banned)]
-    _, first = np.unique(rows, return_index=True)
-    distinct: Int64[np.ndarray, " P"] = rows[np.sort(first)]
-    return distinct
+def _distinct(rows: Int64[np.ndarray, " X"]) -> Int64[np.ndarray, " P"]:
+    """The rows at their first mention."""
+    return np.array(list(dict.fromkeys(rows.tolist())), np.int64)
 
 
 def _allowed(rows: Int64[np.ndarray, " P"], banned: Int64[np.ndarray, " E"]) -> Bool[np.ndarray, " P"]:
-    allowed: Bool[np.ndarray, " P"] = (rows > 0) & ~np.isin(rows, banned)
+    """False for the banned ones (at least one, ascending) and FAISS's -1."""
+    is_banned = banned.take(banned.searchsorted(rows), mode="clip") == rows
+    allowed: Bool[np.ndarray, " P"] = (rows > 0) & ~is_banned
     return allowed
 
 

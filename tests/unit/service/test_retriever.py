@@ -71,3 +71,36 @@ def test_no_index_at_all_still_recalls(runtime: Runtime) -> None:
 def test_an_intent_that_is_no_distribution_asks_for_all_levels_alike(retriever: Retriever) -> None:
     broken = np.array([np.nan, np.inf, -1, 0], np.float32)
     assert len(retriever.recall(1, NOTHING, broken, NOTHING).rows) == POOL
+
+
+def by_definition(runtime: Runtime, trigger: int, newest: list[int], intent: np.ndarray, n_wanted: int) -> list[int]:
+    """The pool in plain Python: nobody twice, quotas by level, and what stands behind whom."""
+    retriever, banned = runtime.ranker._retriever, {0, -1, trigger}
+
+    def found(rows: list[int], n_each: int) -> list[int]:
+        return retriever._neighbours(np.array(rows, np.int64), n_each).tolist()
+
+    def first(rows: list[int]) -> list[int]:
+        return [row for row in dict.fromkeys(rows) if row not in banned]
+
+    popular = first(retriever.popular.tolist())
+    proposed = first(found([trigger], 2 * n_wanted) + popular)
+    n_some = int(n_wanted * 0.125)
+    n_divided = n_wanted - int(n_wanted * 0.25)
+    quota = [0, *np.ceil((intent / intent.sum()).astype(np.float32) * n_divided).tolist()]
+    within, beyond = [], []
+    for row, level in zip(proposed, levels_of(runtime, trigger, np.array(proposed)).tolist(), strict=True):
+        quota[level] -= 1
+        (within if quota[level] >= 0 else beyond).append(row)
+    chosen = within + beyond
+    around = first(found(newest[-5:], n_wanted // 5))
+    return first(chosen[:n_divided] + around[:n_some] + popular[:n_some] + chosen)[:n_wanted]
+
+
+@pytest.mark.parametrize("n_wanted", [8, 80, 400, 2000])
+@pytest.mark.parametrize("trigger", [0, 1, 77, 400])
+def test_the_pool_is_what_its_definition_says(runtime: Runtime, trigger: int, n_wanted: int) -> None:
+    retriever, intent = runtime.ranker._retriever, np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    newest = [3, 9, 9, 200, 410, 77, 5]
+    rows = retriever.recall(trigger, np.array(newest, np.int64), intent, NOTHING, n_wanted).rows
+    assert rows.tolist() == by_definition(runtime, trigger, newest, intent, n_wanted)
