@@ -94,8 +94,13 @@ export: $(READY)  ## RUN becomes a bundle in BUNDLES; trains first when there is
 	@test -e $(RUN)/weights.pt || $(MAKE) --no-print-directory train ARGS=
 	@$(BIN)/daian export $(RUN) --data $(WORLD) --bundles $(BUNDLES) $(ARGS)
 
-$(WORLD)/dataset.json:
+# A recipe that is none is told before a world is simulated for it.
+$(WORLD)/dataset.json: | $(if $(wildcard $(WORLD)/dataset.json),,known-recipe)
 	@$(BIN)/daian data simulate --out $(WORLD)
+
+.PHONY: known-recipe
+known-recipe: $(READY)
+	@$(BIN)/python -c $$'import sys\nfrom training.recipes import recipe\ntry: recipe(sys.argv[1])\nexcept ValueError as error: sys.exit(f"daian: {error}")' '$(RECIPE)'
 
 $(BUNDLES)/current:
 	@$(MAKE) --no-print-directory export ARGS=

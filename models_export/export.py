@@ -91,8 +91,10 @@ def compare_bundle(run_folder: Path, data: Path, path: Path) -> ParityReport:
 
     A run of the config of the bundle's pre-ranker is compared with the pre-ranker, any other with the ranker.
 
-    Raises `BundleError` for a bundle that is not whole or of another encoder, `ParityError` where scores differ.
+    Raises `DataError` where `data` is no prepared folder, `BundleError` for a bundle that is not whole or of another
+    encoder, `ParityError` where scores differ.
     """
+    open_dataset(data)
     bundle = read_bundle(path if (path / MANIFEST).is_file() else current_path(path))
     run = open_run(run_folder, open_catalogue(data))
     if run.encoder.fingerprint != bundle.open_encoder().fingerprint:

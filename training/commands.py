@@ -143,6 +143,9 @@ def evaluate(
         Print JSON instead of tables.
     """
     from service.contract.strict_json import strict_json
+    from training.data.dataset import open_dataset
+
+    open_dataset(data)  # what is no prepared folder is told at once, before torch is loaded
     from training.evaluate import Exporter, evaluate_fully
     from training.evaluation_report import evaluation_text, write_evaluation_report
 

@@ -1,8 +1,10 @@
-"""Which bundles `make serve` serves: those that are named, else one's own, else the demo's, else new ones."""
+"""Which bundles `make serve` serves: those that are named, else one's own, else the demo's, else new ones; and that
+`make train` asks for a recipe before it simulates a world."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,13 @@ from tests.architecture.tree import ROOT
 
 def served(folder: Path, *arguments: str) -> str:
     """What `make serve` would do in this folder; nothing of it is done."""
+    return made(folder, "-n", "serve", *arguments).stdout
+
+
+def made(folder: Path, *arguments: str, is_fine: bool = True) -> "subprocess.CompletedProcess[str]":
+    """What make says in this folder, where everything is installed."""
     shutil.copy(ROOT / "Makefile", folder)
-    command = ["make", "--no-print-directory", *arguments]
+    command = ["make", "--no-print-directory", *(one for one in arguments if "=" in one)]
     ours = {name: value for name, value in os.environ.items() if name != "BUNDLES" and not name.startswith("MAKE")}
     (folder / "pyproject.toml").touch()
     ready = subprocess.run(
@@ -23,8 +30,8 @@ def served(folder: Path, *arguments: str) -> str:
     for installed in (folder / ready, folder / ".venv/bin/pip"):
         installed.parent.mkdir(parents=True, exist_ok=True)
         installed.touch()
-    done = subprocess.run([*command, "-n", "serve"], cwd=folder, env=ours, check=True, capture_output=True, text=True)
-    return done.stdout
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=folder, env=ours, check=is_fine, capture_output=True, text=True)
 
 
 def bundles(folder: Path, name: str, age_s: int = 0) -> str:
@@ -67,3 +74,25 @@ def test_where_there_are_none_they_are_made_first(tmp_path: Path, named: tuple[s
     lines = served(tmp_path, *named).splitlines()
     assert any("daian export" in line and f"--bundles {root}" in line for line in lines)
     assert lines[-1].split() == [".venv/bin/daian", "serve", root]
+
+
+def test_a_recipe_that_is_none_is_told_before_a_world_is_simulated(tmp_path: Path) -> None:
+    bin_ = tmp_path / ".venv/bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "python").write_text(f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}' \"$@\"\n")
+    (bin_ / "daian").write_text("#!/bin/sh\necho daian $*\n")
+    for name in ("python", "daian"):
+        (bin_ / name).chmod(0o755)
+    wrong = made(tmp_path, "train", "RECIPE=nosuch", is_fine=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("daian: no recipe 'nosuch'; recipes are daian_demo")
+    right = made(tmp_path, "train").stdout.splitlines()
+    assert [line.split()[:3] for line in right] == [["daian", "data", "simulate"], ["daian", "train", "daian_demo"]]
+
+
+def test_where_there_is_a_world_the_training_asks_itself(tmp_path: Path) -> None:
+    world = tmp_path / "artifacts/data/demo/dataset.json"
+    world.parent.mkdir(parents=True)
+    world.touch()
+    lines = made(tmp_path, "-n", "train", "RECIPE=nosuch").stdout.splitlines()
+    assert [line.split()[:3] for line in lines] == [[".venv/bin/daian", "train", "nosuch"]]

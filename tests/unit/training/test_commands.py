@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,9 @@ FOUND = Evaluation(
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """Calls of the evaluation, which does nothing."""
+    """Calls of the evaluation, which does nothing, on any folder."""
     calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("training.data.dataset.open_dataset", lambda _: None)
 
     def evaluate_fully(*given: object) -> Evaluation:
         calls.append(given)
@@ -67,6 +70,14 @@ def test_a_report_whose_name_ends_in_html_is_a_page(asked: list[tuple[object, ..
     text = (tmp_path / "new" / "report.html").read_text()
     assert text.startswith("<!doctype html>")
     assert "m is better than din." in text
+
+
+def test_a_folder_without_data_is_named_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = "import sys; from service.cli import run; print(run(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "evaluate", "run", "--data", str(tmp_path / "shop")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
+    assert f"{tmp_path / 'shop'}: no dataset.json; make one with `daian data prepare`" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report", "report.HTML"])
