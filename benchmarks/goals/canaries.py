@@ -25,12 +25,12 @@ PATIENT_MS = 2_000
 # Rankings of one trigger raise, ids and all.
 RAISES = f"""
 import service.ranker
-_row = service.ranker.Ranker._row
-def _raising(self, turn, ids):
+compute = service.ranker.Ranker.compute
+def _raising(self, turn):
     if turn.question.trigger == {BUG!r}:
         raise RuntimeError(f"{{turn.question.user}} {{turn.question.trigger}}")
-    return _row(self, turn, ids)
-service.ranker.Ranker._row = _raising
+    return compute(self, turn)
+service.ranker.Ranker.compute = _raising
 """
 
 
