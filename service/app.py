@@ -280,6 +280,10 @@ class StoreSignals:
         """A breaker changed its state: there is one, or one per node's slots in a cluster."""
         self._metrics.store_breaker_open.labels(operation).inc(1 if is_open else -1)
 
+    def memory(self, share: float) -> None:
+        """How much of its memory the fullest server uses."""
+        self._metrics.store_memory.set(share)
+
 
 @contextlib.asynccontextmanager
 async def running(parts: Parts) -> AsyncIterator[None]:

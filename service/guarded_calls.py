@@ -42,6 +42,7 @@ class StoreObserver(Protocol):
     def late(self, operation: str) -> None: ...
     def corrupt(self, what: str, n: int) -> None: ...
     def breaker(self, operation: str, is_open: bool) -> None: ...
+    def memory(self, share: float) -> None: ...
 
 
 @dataclass
@@ -49,6 +50,7 @@ class StoreCounts:
     """The observer that counts in memory, by (event, operation or what, kind)."""
 
     counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    memory_share: float = 0.0
 
     def answered(self, operation: str, seconds: float) -> None:  # noqa: ARG002  (the port has it)
         self.counts["answered", operation] += 1
@@ -64,6 +66,9 @@ class StoreCounts:
 
     def breaker(self, operation: str, is_open: bool) -> None:
         self.counts["breaker", operation, "open" if is_open else "closed"] += 1
+
+    def memory(self, share: float) -> None:
+        self.memory_share = share
 
 
 class GuardedCalls:

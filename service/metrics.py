@@ -144,6 +144,10 @@ class Metrics:
         self.store_breaker_open = Gauge(
             "daian_store_breaker_open", "breakers that are open", ["pool"], registry=r, multiprocess_mode="livemax"
         )
+        self.store_memory = Gauge(
+            "daian_store_memory_share", "Used memory of the fullest server, of its limit", registry=r,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
         self.store_late = Counter("daian_store_late_replies", "Replies after the read budget", ["pool"], registry=r)
         self.store_corrupt = Counter(
             "daian_store_corrupt", "Stored values that failed their check", ["what"], registry=r

@@ -39,6 +39,7 @@ from service.redis_client import Command, StoreSettings, ask_together, async_cli
 from service.redis_cluster import ClusterClient
 from service.redis_replicas import transaction
 from service.store_address import parse_address
+from service.store_fullness import Fullness, memory_of
 
 __all__ = [
     "AppendResult",
@@ -230,6 +231,7 @@ class RedisUserStore:
         self._write_calls = self._calls("write", None)
         # With a breaker of its own: a full server refuses writes and still erases.
         self._erase_calls = self._calls("erase", None)
+        self._rooms: dict[str, Fullness] = {}
 
     def _calls(self, operation: str, budget_s: float | None) -> CallsByShard:
         failures, open_s = self.settings.breaker_failures, self.settings.breaker_open_ms / 1000
@@ -266,6 +268,7 @@ class RedisUserStore:
     async def put_profile(self, user_id: str, attributes: Mapping[str, object], tenant: str | None = None) -> None:
         key = user_key(tenant or self.settings.tenant, user_id, "p")
         value = encode_profile(user_id, attributes)
+        await self._check_room(key)
         await self._write(key, lambda pipe: pipe.execute_command("SET", key, value, "EX", PROFILE_TTL_S))
 
     async def erase(self, user_id: str, tenant: str | None = None) -> Erased:
@@ -307,6 +310,7 @@ class RedisUserStore:
             pipe.execute_command("GET", tombstone_key(settings.tenant, user_id))
 
         key = user_key(settings.tenant, user_id, "b")
+        await self._check_room(key)
         replies = await self._write(key, queue)
         n_new, erased_at = _count(replies[0]), erased_at_of(replies[-1])
         if erased_at is None:
@@ -345,6 +349,16 @@ class RedisUserStore:
 
         return await _on_node(self.writes, str(commands[0][1]), work)
 
+    async def _check_room(self, key: str) -> None:
+        """Looks at the memory of the server that has the key, now and then. Raises StoreFull while it is full."""
+        shard = _shard(self.writes, key)
+        room = self._rooms.setdefault(shard, Fullness())
+        if room.is_due():
+            room.saw(await self._stored(self._write_calls, key, lambda: _on_node(self.writes, key, memory_of)))
+            self.observer.memory(max(one.share for one in self._rooms.values() if one.is_fresh))
+        if room.is_full:
+            raise StoreFull("the behaviour store's memory is nearly full: repeat the call later")
+
     async def _write(self, key: str, queue: Callable[[Pipeline], object]) -> Replies:
         """The replies of one transaction on the node that has the key."""
 
@@ -370,6 +384,7 @@ class RedisUserStore:
             return await calls.run(_shard(self.writes, key), work)
         except NoAnswerError as error:
             if error.kind == "full":
+                self._rooms.setdefault(_shard(self.writes, key), Fullness()).refused()
                 raise StoreFull("the behaviour store's memory is full: repeat the call later") from error
             what = "too few replicas have the write" if error.kind == "unconfirmed" else "the behaviour store is away"
             raise StoreUnavailable(f"{what}: repeat the call as it is") from error
