@@ -272,7 +272,7 @@ class JsonLines(logging.Formatter):
             line["error"] = record.exc_info[0].__name__
             line["where"] = _where(record.exc_info[2])
         try:
-            return orjson.dumps(line, default=str).decode()
+            return orjson.dumps(line, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode()
         except TypeError:  # a lone surrogate, or a number that is too long
             return json.dumps(line, default=str, ensure_ascii=False)
 

@@ -12,7 +12,7 @@ from service.contract.requests import RequestBatch
 from service.contract.rules import MISSING
 from service.contract.vocabulary import Vocabulary
 from service.question import Question, batch_of, row_of
-from tests.property.worlds import NOW, RULES, batch, catalogue, encoder, item_ids, rows
+from tests.property.worlds import ITEMS, NOW, RULES, batch, catalogue, encoder, item_ids, rows
 
 # what a profile or a caller may hold: known or not, of any kind, lone surrogates and infinities included
 values = (
@@ -62,6 +62,35 @@ def test_the_short_way_of_one_request_gives_the_arrays_of_the_general_one(row: d
     for name, one, other in zip(ModelInputs._fields, alone, general, strict=True):
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), name
         assert one.flags.c_contiguous, name
+
+
+def long_row() -> dict[str, object]:
+    """More behaviours than any rule keeps, the like ones not the newest."""
+    catalogued = encoder().catalogue
+    like = catalogued.similarity(catalogued.rows(["item-1"] * 40), catalogued.rows(ITEMS))
+    by_likeness = [ITEMS[place] for place in np.argsort(like, kind="stable")[::-1]]
+    clicks = [{"item": item, "at": NOW - 9_000_000 - k * 1_000, "type": "click"} for k, item in enumerate(by_likeness)]
+    return {"request_id": "r", "requested_at": NOW, "trigger": "item-1", "behaviours": clicks[::-1][-20:]}
+
+
+@pytest.mark.parametrize("saboteur", [None, "first_of_newest", "most_similar"])
+def test_a_cut_that_only_one_of_the_ways_makes_is_noticed(
+    saboteur: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = long_row()
+    general = part(encoder().encode(batch(row, row)), 0)
+    assert general.history_age.shape[1] == RULES.max_length
+    assert general.related_age.shape[1] == RULES.related_max
+    if saboteur is None:
+        assert_same(encoder().encode(batch(row)), general)
+        return
+    uncut: dict[str, object] = {
+        "first_of_newest": lambda *_: 0,
+        "most_similar": lambda similarity, _, at_most: np.arange(min(at_most, len(similarity))),
+    }
+    monkeypatch.setattr(encoder_module, saboteur, uncut[saboteur])
+    with pytest.raises(AssertionError):
+        assert_same(encoder().encode(batch(row)), general)
 
 
 @given(values)
@@ -188,3 +217,21 @@ def test_related_history_is_what_its_definition_says(row: dict[str, object]) -> 
     places = [place for place, value in enumerate(searched) if value >= np.float32(rules.related_threshold)]
     best = sorted(sorted(places, key=lambda place: (-searched[place], -place))[: rules.related_max])
     assert found.tolist() == [searched[place] for place in best]
+
+
+@given(rows)
+def test_history_is_what_its_definition_says(row: dict[str, object]) -> None:
+    """The newest behaviours that count, within the window, without the click that opened the page; in whole seconds."""
+    catalogue, rules = encoder().catalogue, encoder().rules
+    visible = []
+    for behaviour in row["behaviours"]:
+        at = behaviour["at"] // 1_000 * 1_000
+        age = row["requested_at"] - at
+        opening = behaviour["item"] == row["trigger"] and age <= rules.opening_window_s * 1_000
+        in_time = behaviour["at"] < row["requested_at"] and age <= rules.window_s * 1_000
+        if behaviour["type"] in rules.types and in_time and not opening:
+            visible.append((at, int(catalogue.rows([behaviour["item"]])[0])))
+    expected = [place for _, place in sorted(visible)[-rules.max_length :]]
+    inputs = encoder().encode(batch(row))
+    found = inputs.history_fields[0][inputs.history_age[0] > 0]
+    assert found.tolist() == encoder()._fields_of(np.array(expected, np.int64)).tolist()

@@ -62,7 +62,7 @@ users = st.fixed_dictionaries(
     {"user": st.none() | st.text(max_size=4) | st.sampled_from([f"u{k}" for k in range(10)])},
     optional={"age": st.none() | st.floats() | st.text(max_size=3), "unheard": st.integers()},
 )
-rows = st.fixed_dictionaries(
+few_rows = st.fixed_dictionaries(
     {
         "request_id": st.uuids().map(str),
         "requested_at": st.integers(NOW - 86_400_000, NOW),
@@ -73,6 +73,29 @@ rows = st.fixed_dictionaries(
         "candidates": st.lists(item_ids, max_size=8),
     }
 )
+
+# Histories that are cut, as live ones are: more of everything than the rules keep, several in one second, some just in
+# and just out of each window, of few items, so that times and similarities are equal as well.
+_EDGES_S = [edge + k for edge in (RULES.window_s, RULES.related_window_s, RULES.opening_window_s) for k in (-1, 0, 1)]
+long_behaviours = st.fixed_dictionaries(
+    {
+        "item": st.sampled_from([*ITEMS[1:5], *ITEMS[6:9], ITEMS[10], "item-unheard"]),
+        "at": (st.integers(1, 40) | st.sampled_from(_EDGES_S)).map(lambda age_s: NOW - 1_000 * age_s),
+        "type": st.sampled_from(["click", "cart"]),
+    }
+)
+full_rows = st.fixed_dictionaries(
+    {
+        "request_id": st.uuids().map(str),
+        "requested_at": st.just(NOW),
+        "user": users,
+        "context": st.just({"surface": "home"}),
+        "trigger": st.sampled_from(ITEMS[1:9]),
+        "behaviours": st.lists(long_behaviours, min_size=12, max_size=30),
+        "candidates": st.lists(item_ids, max_size=3),
+    }
+)
+rows = few_rows | full_rows
 
 
 def batch(*given: dict[str, object]) -> RequestBatch:

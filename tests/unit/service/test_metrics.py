@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from service.label_values import DEGRADED_REASONS, SHED_REASONS
@@ -59,6 +60,7 @@ def test_a_line_that_orjson_refuses_is_written_all_the_same() -> None:
         return JsonLines().format(record)
 
     assert json.loads(line(route="/v1/rank", at=Path("/there")))["at"] == "/there"
+    assert json.loads(line(share=np.float64(0.5)))["share"] == 0.5
     odd = json.loads(line(surface="\ud800", digits=1 << 70))
     assert (odd["event"], odd["surface"], odd["digits"]) == ("request", "\ud800", 1 << 70)
 
