@@ -3,8 +3,8 @@
 Made by `app.py`, which lets `follow` run and wakes it on SIGHUP; the admin endpoints call `promote` and `rollback`. A
 new bundle is tried in a child process, opened beside the old one in a thread of its own, and only then takes its place.
 Whatever goes wrong is logged with file and reason, and changes nothing: the old bundle serves on. What was refused is
-not looked at again before it, or the pointer, has changed. A bundle whose answers hold no numbers, time after time, is
-left for the one before (`saw`, called by the routes), and is not opened again before the pointer has moved.
+not looked at again before it, or the pointer, has changed. A bundle half of whose scores are no numbers, answer after
+answer, is left for the one before (`saw`, called by the routes), and not opened again before the pointer has moved.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ import ctypes
 import gc
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +35,9 @@ from service.ranker import Ranking
 from service.retriever import prepare_worker
 from service.runtime import Runtime, RuntimeSwitch, Shared, open_runtime
 from service.settings import Settings, SettingsError, variable
+from service.soundness import Soundness
 
+MOST_FINITE_OF_FAILED = 0.5  # an answer with a larger share of finite scores is none that failed
 Result = TypeVar("Result")
 _log = logging.getLogger("daian.bundle")
 
@@ -74,6 +77,7 @@ class BundleSwap:
         self._check_signed = signed_check(settings)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daian-swap", initializer=prepare_worker)
         self._turn = asyncio.Lock()
+        self._change = threading.RLock()  # what is live, seen, left and told of it changes together
         self._woken = asyncio.Event()
         self._refused: tuple[object, ...] | None = None
         self._seen: _Seen | None = None  # when pointer and live bundle were last found in line
@@ -120,44 +124,65 @@ class BundleSwap:
         return runtime
 
     def saw(self, runtime: Runtime, ranking: Ranking) -> None:
-        """Takes note of one answer. After `DAIAN_BUNDLE_FAILURES` in a row with scores that are not finite, goes back.
+        """Takes note of one answer. Goes back after `DAIAN_BUNDLE_FAILURES` in a row that failed.
 
-        An answer that the network had no part in (no time, no candidates, a graph that failed) counts as neither.
+        One fails when at least half of the scores that the network gave are not finite. Where it gave none (no time, no
+        candidates, a graph that failed), the answer counts as neither. Never raises: the answer is there already.
         """
+        try:
+            self._count(runtime, ranking.finite_share)
+        except Exception:  # noqa: BLE001  (a full disk under the gauges, or our fault: the caller has no part in it)
+            _log.exception("an answer could not be counted for its bundle")
+
+    def _count(self, runtime: Runtime, finite_share: float | None) -> None:
         soundness = runtime.soundness
-        if "scores" in ranking.degraded:
+        if finite_share is None:
+            return
+        if finite_share <= MOST_FINITE_OF_FAILED:
             soundness.n_failed += 1
             if soundness.n_failed == self._settings.bundle_failures:
                 self._give_up(runtime)
-        elif ranking.coverage > 0 and ranking.n_candidates:
-            if soundness.n_failed:
-                self._recover(runtime)
-            soundness.has_scored = True
+            return
+        if soundness.n_failed:
+            self._recover(runtime)
+        soundness.has_scored = True
 
     def _give_up(self, failed: Runtime) -> None:
         """One assignment, at once: a trial that is under way in the thread goes on, and what it opens comes after."""
-        before = self._switch.previous
         fields = {"failed": failed.label, "n_answers": failed.soundness.n_failed}
-        if failed is not self._switch.live:
-            return
-        if before is not None and before.soundness.is_proved(failed.soundness.n_failed):
-            self.left = Left(failed.bundle.version, failed.loaded_at, self._seen)  # first: the thread may look now
-            if not self._switch.go_back(failed):
-                self.left = None
+        with self._change:
+            if failed is not self._switch.live:
                 return
-            self._shared.metrics.bundle_failed.labels("went_back").set(1)
-            _log.error("bundle failed, the one before answers", extra={"fields": {**fields, "model": before.label}})
-            with contextlib.suppress(RuntimeError):  # closed: nobody needs the memory
-                self._thread.submit(give_memory_back)
+            went_back = self._go_back(failed)
+            self._shared.metrics.bundle_failed.labels("went_back" if went_back else "stayed").set(1)
+        if not went_back:
+            _log.error("bundle fails and none before has proved itself: it stays", extra={"fields": fields})
             return
-        self._shared.metrics.bundle_failed.labels("stayed").set(1)
-        _log.error("bundle fails and none before has proved itself: pages by the prior", extra={"fields": fields})
+        fields["model"] = self._switch.live.label
+        _log.error("bundle failed, the one before answers", extra={"fields": fields})
+        with contextlib.suppress(RuntimeError):  # closed: nobody needs the memory
+            self._thread.submit(give_memory_back)
+
+    def _go_back(self, failed: Runtime) -> bool:
+        """False, and nothing done, without a bundle before that has proved itself."""
+        before, was_left = self._switch.previous, self.left
+        if before is None or not before.soundness.is_proved(failed.soundness.n_failed):
+            return False
+        self.left = Left(failed.bundle.version, failed.loaded_at, self._seen)  # first: the thread may look now
+        if self._switch.go_back(failed):
+            return True
+        self.left = was_left  # its memory was wanted meanwhile
+        return False
 
     def _recover(self, runtime: Runtime) -> None:
         n_failed, runtime.soundness.n_failed = runtime.soundness.n_failed, 0
-        if 0 < self._settings.bundle_failures <= n_failed and runtime is self._switch.live:
+        if not 0 < self._settings.bundle_failures <= n_failed:
+            return
+        with self._change:
+            if runtime is not self._switch.live:
+                return
             self._shared.metrics.bundle_failed.labels("stayed").set(0)
-            _log.warning("bundle gives numbers again", extra={"fields": {"model": runtime.label}})
+        _log.warning("bundle gives numbers again", extra={"fields": {"model": runtime.label}})
 
     def close(self) -> None:
         """Ends a trial under way and lets go of the thread. Idempotent."""
@@ -200,12 +225,13 @@ class BundleSwap:
 
     def _note_in_line(self, seen: _Seen) -> None:
         """The pointer's bundle answers: what was refused or left before is past. But not what was left just now."""
-        if not seen[0].is_open_in(self._switch.live):
-            return
-        self._seen, self._refused = seen, None
-        if self.left is not None and self.left.seen != seen:
-            self.left = None
-            self._shared.metrics.bundle_failed.labels("went_back").set(0)
+        with self._change:
+            if not seen[0].is_open_in(self._switch.live):
+                return
+            self._seen, self._refused = seen, None
+            if self.left is not None and self.left.seen != seen:
+                self.left = None
+                self._shared.metrics.bundle_failed.labels("went_back").set(0)
 
     def _catch_up(self, again: bool) -> None:
         """Brings the pointer's bundle to life unless it lives, or was refused as it is and nobody asks again."""
@@ -223,8 +249,7 @@ class BundleSwap:
                 return  # asking again does not mend it: the pointer must move
             if not again and self._refused == _state(root, target):
                 return
-            self._put_live(self._made_live(target))
-            self._note_in_line(seen)
+            self._put_live(self._made_live(target), seen)
         except Exception as error:
             state = _state(root, target)
             if again or state != self._refused:
@@ -247,9 +272,10 @@ class BundleSwap:
             raise BundleStoreReadOnly(
                 f"the pointer cannot be moved from here ({error.strerror}): promote where bundles are written"
             ) from error
-        self._put_live(runtime)
+        seen = None
         with contextlib.suppress(BundleError):  # moved again meanwhile: the next look says so
-            self._note_in_line(_seen(root))
+            seen = _seen(root)
+        self._put_live(runtime, seen)
         return runtime
 
     def _target(self, path: Path) -> _Target:
@@ -281,16 +307,29 @@ class BundleSwap:
             self._switch.forget_previous()
             give_memory_back()
 
-    def _put_live(self, runtime: Runtime) -> None:
-        if runtime is self._switch.live:
+    def _put_live(self, runtime: Runtime, seen: _Seen | None) -> None:
+        """`seen` led here, and is known before the first answer may fail: what fails is left for this very pointer."""
+        with self._change:
+            is_new = runtime is not self._switch.live
+            if is_new:
+                self._refused = None
+                self._shared.metrics.bundle_failed.labels("stayed").set(0)
+                self._switch.replace(self._with_fresh_tally(runtime))
+                if self._settings.bundle_keep_loaded < 2:
+                    self._switch.forget_previous()
+            if seen is not None:
+                self._note_in_line(seen)
+        if not is_new:
             return
-        self._switch.replace(runtime)
-        if self._settings.bundle_keep_loaded < 2:
-            self._switch.forget_previous()
-        self._refused = None
-        self._shared.metrics.bundle_failed.labels("stayed").set(0)
         give_memory_back()
         _log.info("bundle live", extra={"fields": {"model": runtime.label}})
+
+    def _with_fresh_tally(self, runtime: Runtime) -> Runtime:
+        """One that failed and is wanted again may fail anew; that it once gave numbers counts only if it had not."""
+        if not runtime.soundness.n_failed:
+            return runtime
+        is_proved = runtime.soundness.is_proved(self._settings.bundle_failures)
+        return replace(runtime, soundness=Soundness(has_scored=is_proved))
 
     def _refuse(self, error: Exception, target: _Target | None) -> None:
         if self._closed:  # the trial was ended, not the bundle's fault

@@ -161,7 +161,7 @@ class Metrics:
             "daian_bundle_load_seconds", "Time to open and verify a bundle", ["outcome"], registry=r
         )
         self.bundle_failed = Gauge(
-            "daian_bundle_failed", "1 while a bundle is left, or answers, though its scores are not finite",
+            "daian_bundle_failed", "1 while a bundle is left, or answers, of whose scores half are not finite",
             ["outcome"], registry=r, multiprocess_mode="livemax",
         )  # fmt: skip
         self.loop_lag = Gauge(

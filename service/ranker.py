@@ -47,10 +47,12 @@ class Ranking:
     """The answer in plain values; `row` is what was ranked, as a row of the contract, while it is logged.
 
     `n_candidates` and of them `n_cold`, which the catalogue does not know, are from before the cut to `top_k`.
+    `finite_share` is of the scores that the network gave, however far it got; None when it gave none.
     """
 
     degraded: tuple[DegradedReason, ...]
     coverage: float
+    finite_share: float | None
     intent: Intent | None
     n_used: int
     n_similar: int
@@ -74,6 +76,7 @@ class Turn:
     timer: StageTimer
     missing: dict[DegradedReason, None] = field(default_factory=dict)
     trigger_row: int = 0
+    finite_share: float | None = None
 
     def lost(self, *reasons: DegradedReason) -> None:
         """Notes reasons for the answer's `degraded` list."""
@@ -227,8 +230,10 @@ class Ranker:
                 logits[: len(scores.logits)] = scores.logits
                 if not scores.in_time:
                     turn.lost("deadline")
-                if not np.isfinite(scores.logits).all():
-                    turn.lost("scores")
+                if n_given := len(scores.logits):
+                    turn.finite_share = np.count_nonzero(np.isfinite(scores.logits)) / n_given
+                    if turn.finite_share < 1:
+                        turn.lost("scores")
             except ModelFailed:
                 _log.exception("candidate graph failed")
         if state is None or (len(logits) and not np.isfinite(logits).any()):
@@ -257,6 +262,7 @@ class Ranker:
         return Ranking(
             degraded=tuple(turn.missing),
             coverage=scored.coverage,
+            finite_share=turn.finite_share,
             intent=self._intent(state),
             n_used=history.n_used,
             n_similar=history.n_similar,

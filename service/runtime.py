@@ -283,7 +283,8 @@ class RuntimeSwitch:
 
     def forget_previous(self) -> None:
         """Lets go of the runtime before, when its memory is wanted."""
-        self._previous = None
+        with self._lock:
+            self._previous = None
 
     @property
     def is_loaded(self) -> bool:

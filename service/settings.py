@@ -136,7 +136,10 @@ class Settings(BaseSettings):
     bundle_poll_s: float = Field(5.0, ge=0, le=3600, description="how often to look at `current`; 0: only when told")
     bundle_keep_loaded: int = Field(2, ge=1, le=2, description="2 keeps the bundle before open, to go back at once")
     bundle_failures: int = Field(
-        20, ge=0, le=1_000_000, description="answers in a row without finite scores that end a bundle; 0: none do"
+        20,
+        ge=0,
+        le=1_000_000,
+        description="answers in a row, half of their scores not finite, that end a bundle; 0: none do",
     )
     bundle_trial_s: float = Field(120.0, ge=1, le=3600, description="longest first load of a new bundle, in its child")
     bundle_public_key: str | None = Field(

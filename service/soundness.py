@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 @dataclass
 class Soundness:
-    """`n_failed` answers in a row, up to the last, held scores that are not finite; `has_scored`: one was whole."""
+    """`n_failed` answers in a row, up to the last, failed: half of the scores or more not finite. `has_scored`: one did
+    not.
+    """
 
     n_failed: int = 0
     has_scored: bool = False

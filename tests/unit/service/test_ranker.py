@@ -50,6 +50,11 @@ def test_b4_repeated_candidates_are_answered_once_at_their_first_mention(runtime
     assert ranking.n_candidates == 2
 
 
+def test_where_the_network_gave_no_scores_none_were_finite_or_not(runtime: Runtime) -> None:
+    assert ask(runtime.ranker, candidates=[]).finite_share is None
+    assert ask(runtime.ranker, candidates=["i5"]).finite_share == 1
+
+
 def test_b4_without_deduplication_they_come_twice(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.ranker.distinct_ids", lambda ids, _: list(ids))
     assert len(ask(runtime.ranker, candidates=["i3", "i5", "i3"]).items) == 3
@@ -186,6 +191,7 @@ def test_a_deadline_that_ends_between_chunks_is_named_with_its_coverage(
     monkeypatch.setattr(runtime.scorer, "score", slow)
     ranking = ask(runtime.ranker, candidates=item_ids()[:256])
     assert (ranking.degraded, ranking.coverage) == (("deadline",), 0.5)
+    assert ranking.finite_share == 1  # of what was tried
     assert [item["reason"] for item in ranking.items[128:]] == ["prior"] * 128
     assert ids(ranking)[128:] == item_ids()[128:256]
 
@@ -201,7 +207,7 @@ def test_c5_numbers_that_are_not_finite_become_the_prior(
     assert ranking.degraded == ("scores",)
     assert ranking.items[-1]["id"] == "i7"
     assert (ranking.items[-1]["score"], ranking.items[-1]["ctr"]) == (None, PRIOR)
-    assert ranking.coverage == pytest.approx(2 / 3)
+    assert ranking.coverage == ranking.finite_share == pytest.approx(2 / 3)
 
 
 def _expected(candidates: list[str]) -> list[float]:

@@ -1,7 +1,9 @@
 """Opening a bundle: nothing that fails its golden requests ever answers, and the old one stays."""
 
 import json
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,20 @@ def test_the_switch_answers_nothing_before_and_the_newest_after(runtime: Runtime
         _ = switch.live
     switch.replace(runtime)
     assert switch.live is runtime
+
+
+def test_the_bundle_before_is_not_let_go_in_the_middle_of_a_swap(runtime: Runtime, shared: Shared) -> None:
+    """`go_back` looks whether there is one, and then takes it."""
+    switch = RuntimeSwitch(shared.metrics)
+    switch.replace(runtime)
+    switch.replace(replace(runtime))
+    other = threading.Thread(target=switch.forget_previous)
+    with switch._lock:
+        other.start()
+        other.join(0.1)
+        assert switch.previous is runtime
+    other.join(5)
+    assert switch.previous is None
 
 
 def test_the_pointer_or_a_bundle_itself_may_be_named(tmp_path: Path) -> None:
