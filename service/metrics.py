@@ -114,7 +114,7 @@ class Metrics:
         self.degraded = Counter("daian_degraded", "Rankings answered without some part", ["reason"], registry=r)
         self.shed = Counter("daian_shed", "Requests refused to protect the rest", ["reason"], registry=r)
         self.tenant_rejected = Counter(
-            "daian_tenant_rejected", "Requests over their tenant's quota", ["tenant"], registry=r
+            "daian_tenant_rejected", "Requests over their tenant's quota or its half of the queue", ["tenant"], registry=r
         )
         self.in_flight = Gauge(
             "daian_in_flight", "Rankings admitted and not yet answered", registry=r, multiprocess_mode="livesum"
@@ -161,7 +161,7 @@ class Metrics:
             "daian_bundle_load_seconds", "Time to open and verify a bundle", ["outcome"], registry=r
         )
         self.bundle_failed = Gauge(
-            "daian_bundle_failed", "1 while a bundle is left, or answers, of whose scores half are not finite",
+            "daian_bundle_failed", "1 while a bundle is left, or answers, of whose scores half or more are not finite",
             ["outcome"], registry=r, multiprocess_mode="livemax",
         )  # fmt: skip
         self.loop_lag = Gauge(
@@ -170,6 +170,7 @@ class Metrics:
         self.log_dropped = Counter(
             "daian_log_dropped", "Log rows dropped because the queue was full", ["log"], registry=r
         )
+        self._store_memory_s: float | None = None
         self._answers: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self._stages = {name: self.stage_seconds.labels(name) for name in STAGES}
         self._start_at_zero()
@@ -219,6 +220,17 @@ class Metrics:
     def count_event(self, type_: str, outcome: EventOutcome, n: int = 1) -> None:
         """Events were stored, or why not; `type_` is one of ours or `other`."""
         self.events.labels(type_, outcome).inc(n)
+
+    def saw_store_memory(self, share: float) -> None:
+        """The fullest server of the store uses so much of its memory."""
+        self.store_memory.set(share)
+        self._store_memory_s = time.monotonic()
+
+    def forget_store_memory(self) -> None:
+        """Says 0 where nobody has looked lately: who writes looks, and what was true of the last event may not be."""
+        if self._store_memory_s is not None and time.monotonic() - self._store_memory_s >= FRESH_S:
+            self.store_memory.set(0.0)
+            self._store_memory_s = None
 
     def forget_bundle(self, name: str, version: str) -> None:
         """A bundle no longer answers: its series goes, so that a thousand swaps do not leave a thousand series."""

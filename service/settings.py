@@ -139,7 +139,7 @@ class Settings(BaseSettings):
         20,
         ge=0,
         le=1_000_000,
-        description="answers in a row, half of their scores not finite, that end a bundle; 0: none do",
+        description="answers in a row, half or more of their scores not finite, that end a bundle; 0: none do",
     )
     bundle_trial_s: float = Field(120.0, ge=1, le=3600, description="longest first load of a new bundle, in its child")
     bundle_public_key: str | None = Field(
