@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
+from service import store_fullness
 from service.admission import Admission
 from service.api.admin import admin_router, listener_router
 from service.api.doorway import RANK_PATHS, Doorway
@@ -282,7 +283,7 @@ class StoreSignals:
 
     def memory(self, share: float) -> None:
         """How much of its memory the fullest server uses."""
-        self._metrics.store_memory.set(share)
+        self._metrics.saw_store_memory(share)
 
 
 @contextlib.asynccontextmanager
@@ -334,7 +335,10 @@ def swap_on_sighup(swap: BundleSwap) -> None:
 
 
 async def _heartbeat(parts: Parts) -> None:
-    """Measures how late the event loop wakes up, from which the probes answer, and what it costs, for admission."""
+    """Measures how late the event loop wakes up, from which the probes answer, and what it costs, for admission.
+
+    And takes back what nobody looks at any more: the store's memory, as a metric.
+    """
     while True:
         before_s, before_cpu_s = time.monotonic(), time.thread_time()
         await asyncio.sleep(HEARTBEAT_S)
@@ -342,6 +346,7 @@ async def _heartbeat(parts: Parts) -> None:
         lag_s = max(0.0, time.monotonic() - before_s - HEARTBEAT_S)
         parts.health.loop_lag_s = lag_s
         parts.metrics.loop_lag.set(lag_s)
+        parts.metrics.forget_store_memory(store_fullness.FRESH_S)
 
 
 def _open_gate(gate: Gate) -> None:

@@ -2,7 +2,7 @@
 
 A call that is given up is not cancelled. It runs on until its reply lands or its time-out ends it: cancelling would
 throw its connection away, and opening the next one takes longer than the reply would have, which makes a slow server
-slower. Used by `user_store.py`, once for reads and once for writes. Never retries, never says what was asked for.
+slower. Used by `user_store.py`, once for each operation. Never retries, never says what was asked for.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class NoAnswerError(Exception):
 
 @runtime_checkable
 class StoreObserver(Protocol):
-    """Who wants to count what the store goes through. `operation` is `read` or `write`; no call may fail or block."""
+    """Who wants to count what the store goes through. `operation`: as `GuardedCalls` has it. No call may fail or block."""
 
     def answered(self, operation: str, seconds: float) -> None: ...
     def failed(self, operation: str, kind: str) -> None: ...
@@ -75,7 +75,7 @@ class GuardedCalls:
     """The calls over one pool.
 
     Args:
-        operation: `read` or `write`, for counts and log lines.
+        operation: a word of `label_values.STORE_OPERATIONS`, for counts and log lines.
         max_failures: failures in a row that open the breaker.
         open_s: how long it then refuses.
         budget_s: how long `run` waits for a reply; None = as long as the connection's own time-outs let it.

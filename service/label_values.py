@@ -34,6 +34,10 @@ BUNDLE_FAILURES: Final[tuple[BundleFailure, ...]] = get_args(BundleFailure)
 CorruptValue: TypeAlias = Literal["member", "profile", "erased_at"]
 CORRUPT_VALUES: Final[tuple[CorruptValue, ...]] = get_args(CorruptValue)
 
+# look: at a server's memory, before a write.
+StoreOperation: TypeAlias = Literal["read", "write", "erase", "look"]
+STORE_OPERATIONS: Final[tuple[StoreOperation, ...]] = get_args(StoreOperation)
+
 RejectionCode: TypeAlias = Literal["malformed", "not_stored", "unknown_type", "future_event", "too_old"]
 EventOutcome: TypeAlias = Literal["accepted", "erased"] | RejectionCode
 EVENT_OUTCOMES: Final[tuple[EventOutcome, ...]] = ("accepted", "erased", *get_args(RejectionCode))

@@ -114,7 +114,10 @@ class Metrics:
         self.degraded = Counter("daian_degraded", "Rankings answered without some part", ["reason"], registry=r)
         self.shed = Counter("daian_shed", "Requests refused to protect the rest", ["reason"], registry=r)
         self.tenant_rejected = Counter(
-            "daian_tenant_rejected", "Requests over their tenant's quota or its half of the queue", ["tenant"], registry=r
+            "daian_tenant_rejected",
+            "Requests over their tenant's quota or its half of the queue",
+            ["tenant"],
+            registry=r,
         )
         self.in_flight = Gauge(
             "daian_in_flight", "Rankings admitted and not yet answered", registry=r, multiprocess_mode="livesum"
@@ -226,9 +229,9 @@ class Metrics:
         self.store_memory.set(share)
         self._store_memory_s = time.monotonic()
 
-    def forget_store_memory(self) -> None:
-        """Says 0 where nobody has looked lately: who writes looks, and what was true of the last event may not be."""
-        if self._store_memory_s is not None and time.monotonic() - self._store_memory_s >= FRESH_S:
+    def forget_store_memory(self, fresh_s: float) -> None:
+        """Says 0 where nobody looked for so long: only who writes looks, and what the last one saw need not be so."""
+        if self._store_memory_s is not None and time.monotonic() - self._store_memory_s >= fresh_s:
             self.store_memory.set(0.0)
             self._store_memory_s = None
 

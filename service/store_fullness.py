@@ -33,6 +33,7 @@ class Fullness:
         self.is_full = False
         self._is_known = True
         self._looked_s: float | None = None
+        self._before_s: float | None = None
         self._clock = clock
 
     def is_due(self) -> bool:
@@ -40,8 +41,12 @@ class Fullness:
         now_s = self._clock()
         if self._looked_s is not None and now_s - self._looked_s < EVERY_S:
             return False
-        self._looked_s = now_s
+        self._before_s, self._looked_s = self._looked_s, now_s
         return True
+
+    def not_looked(self) -> None:
+        """Who was to look was not let through to the server: the next one may."""
+        self._looked_s = self._before_s
 
     @property
     def is_fresh(self) -> bool:

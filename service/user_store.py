@@ -34,7 +34,7 @@ from service.behaviour_codec import (
 )
 from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
-from service.label_values import CorruptValue, DegradedReason
+from service.label_values import CorruptValue, DegradedReason, StoreOperation
 from service.redis_client import Command, StoreSettings, ask_together, async_client, failure_kind
 from service.redis_cluster import ClusterClient
 from service.redis_replicas import transaction
@@ -231,9 +231,11 @@ class RedisUserStore:
         self._write_calls = self._calls("write", None)
         # With a breaker of its own: a full server refuses writes and still erases.
         self._erase_calls = self._calls("erase", None)
+        # Too: a server that takes no writes still says how full it is, and that must not hide what becomes of them.
+        self._look_calls = self._calls("look", None)
         self._rooms: dict[str, Fullness] = {}
 
-    def _calls(self, operation: str, budget_s: float | None) -> CallsByShard:
+    def _calls(self, operation: StoreOperation, budget_s: float | None) -> CallsByShard:
         failures, open_s = self.settings.breaker_failures, self.settings.breaker_open_ms / 1000
         return CallsByShard(lambda: GuardedCalls(operation, failures, open_s, budget_s, self.observer))
 
@@ -282,6 +284,7 @@ class RedisUserStore:
         await self._read_calls.drain()
         await self._write_calls.drain()
         await self._erase_calls.drain()
+        await self._look_calls.drain()
         await self.reads.aclose()
         await self.writes.aclose()
 
@@ -351,13 +354,23 @@ class RedisUserStore:
 
     async def _check_room(self, key: str) -> None:
         """Looks at the memory of the server that has the key, now and then. Raises StoreFull while it is full."""
-        shard = _shard(self.writes, key)
-        room = self._rooms.setdefault(shard, Fullness())
-        if room.is_due():
-            room.saw(await self._stored(self._write_calls, key, lambda: _on_node(self.writes, key, memory_of)))
-            self.observer.memory(max(one.share for one in self._rooms.values() if one.is_fresh))
+        room = self._rooms.setdefault(_shard(self.writes, key), Fullness())
+        if room.is_due() and not await self._look(room, key):
+            return  # nobody knows: the write itself finds out
         if room.is_full:
             raise StoreFull("the behaviour store's memory is nearly full: repeat the call later")
+
+    async def _look(self, room: Fullness, key: str) -> bool:
+        """Whether the server said how full it is."""
+        try:
+            look = self._look_calls.run(_shard(self.writes, key), lambda: _on_node(self.writes, key, memory_of))
+            room.saw(await look)
+        except NoAnswerError as error:
+            if error.kind == "open":
+                room.not_looked()
+            return False
+        self.observer.memory(max(one.share for one in self._rooms.values() if one.is_fresh))
+        return True
 
     async def _write(self, key: str, queue: Callable[[Pipeline], object]) -> Replies:
         """The replies of one transaction on the node that has the key."""

@@ -32,6 +32,7 @@ VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # of labels, by series
     "daian_shed_total": {"reason": values.SHED_REASONS},
     "daian_cold_total": {"kind": values.COLD_KINDS},
     "daian_store_corrupt_total": {"what": values.CORRUPT_VALUES},
+    "daian_store_breaker_open": {"pool": values.STORE_OPERATIONS},
     "daian_bundle_loads_total": {"outcome": values.BUNDLE_OUTCOMES},
     "daian_bundle_failed": {"outcome": values.BUNDLE_FAILURES},
     "daian_log_dropped_total": {"log": values.LOGS},

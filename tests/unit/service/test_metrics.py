@@ -92,3 +92,15 @@ def test_a_stage_counts_all_its_blocks_also_those_that_fail() -> None:
     with timer.stage("encode"):
         time.sleep(0.002)
     assert timer.ms["encode"] > first > 1
+
+
+def test_the_stores_memory_is_said_while_somebody_looks_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now_s, said = Metrics(), [5.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    metrics.saw_store_memory(0.97)
+    for now_s[0] in (64.9, 65.0, 66.0):
+        metrics.forget_store_memory(60.0)
+        said.append(metrics.store_memory._value.get())
+    metrics.saw_store_memory(0.5)
+    metrics.forget_store_memory(60.0)
+    assert [*said, metrics.store_memory._value.get()] == [0.97, 0.0, 0.0, 0.5]

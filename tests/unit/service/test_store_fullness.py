@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from service import store_fullness as module
+from service import user_store
 from service.embedded_store import embedded_store
-from service.errors import StoreFull
+from service.errors import StoreFull, StoreUnavailable
 from service.redis_client import StoreSettings, command_client
 from service.store_fullness import Fullness
 from service.user_store import AppendResult, BehaviourEvent, Erased, RedisUserStore, StoreCounts
@@ -35,6 +36,7 @@ def server(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
     client = command_client(url)
     client.flushall()
     client.set("filler", b"x" * FILLER)
+    client.connection_pool.disconnect()  # with it goes what the server had kept to read the filler into
     try:
         yield client
     finally:
@@ -181,19 +183,81 @@ def test_without_the_right_to_look_the_server_decides_and_it_is_said_once(
     assert len([one for one in caplog.records if "how full" in one.getMessage()]) == 1
 
 
-def test_a_store_that_is_away_is_asked_once_and_not_for_its_memory_first(url: str) -> None:
+def test_a_store_that_is_away_is_asked_to_write_whatever_the_look_found(url: str) -> None:
     settings = replace(patient(url), url="redis://127.0.0.1:9", breaker_failures=100)
 
-    async def main() -> int:
+    async def main() -> tuple[int, int]:
         store = RedisUserStore(settings, clock=lambda: NOW)
         for _ in range(3):
-            with pytest.raises(Exception, match="away"):
+            with pytest.raises(StoreUnavailable, match="away"):
                 await store.append([click("a")])
         await store.close()
         assert isinstance(store.observer, StoreCounts)
-        return store.observer.counts["failed", "write", "connection"]
+        counts = store.observer.counts
+        return counts["failed", "write", "connection"], counts["failed", "look", "connection"]
 
-    assert asyncio.run(main()) == 3
+    assert asyncio.run(main()) == (3, 1)
+
+
+def breakers_of_a_server_that_takes_no_writes(url: str, server: redis.Redis) -> StoreCounts:
+    """It still says how full it is, before each of five writes."""
+    settings = replace(patient(url), breaker_failures=3, breaker_open_ms=60_000)
+
+    async def main() -> StoreCounts:
+        store = RedisUserStore(settings, clock=lambda: NOW)
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable):
+                await store.append([click("a")])
+        await store.close()
+        assert isinstance(store.observer, StoreCounts)
+        return store.observer
+
+    server.config_set("min-replicas-to-write", "1")
+    try:
+        return asyncio.run(main())
+    finally:
+        server.config_set("min-replicas-to-write", "0")
+
+
+def test_a_server_that_refuses_writes_is_given_up_though_it_says_how_full_it_is(url: str, server: redis.Redis) -> None:
+    counts = breakers_of_a_server_that_takes_no_writes(url, server).counts
+    assert (counts["breaker", "write", "open"], counts["answered", "look"]) == (1, 5)
+
+
+def test_with_one_breaker_for_looks_and_writes_it_would_not_be(
+    url: str, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def through_the_writes(store: RedisUserStore, room: Fullness, key: str) -> bool:
+        room.saw(await store._stored(store._write_calls, key, lambda: module.memory_of(store.writes)))  # type: ignore[arg-type]
+        return True
+
+    monkeypatch.setattr(RedisUserStore, "_look", through_the_writes)
+    assert breakers_of_a_server_that_takes_no_writes(url, server).counts["breaker", "write", "open"] == 0
+
+
+def test_looks_without_an_answer_cost_no_event_and_go_on_once_their_breaker_lets_them(
+    url: str, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unanswered(_: object) -> list[object]:
+        raise redis.exceptions.ConnectionError
+
+    async def main() -> None:
+        store = RedisUserStore(replace(patient(url), breaker_failures=1, breaker_open_ms=500), clock=lambda: NOW)
+        with monkeypatch.context() as patched:
+            patched.setattr(user_store, "memory_of", unanswered)
+            assert await is_taken(store, "a")
+        looked_s = store._rooms[""]._looked_s
+        assert await is_taken(store, "b")  # the look is refused by its breaker: nobody has looked
+        assert store._rooms[""]._looked_s == looked_s
+        await asyncio.sleep(0.55)
+        fill(server, 0.97)
+        assert not await is_taken(store, "c")
+        await store.close()
+        assert isinstance(store.observer, StoreCounts)
+        assert store.observer.counts["failed", "look", "connection"] == 1
+        assert not [one for one in store.observer.counts if one[:2] in (("failed", "write"), ("breaker", "write"))]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
@@ -216,3 +280,15 @@ def test_one_caller_looks_in_its_time() -> None:
     assert fullness.is_due()
     now_s[0] += module.FRESH_S
     assert not fullness.is_fresh
+
+
+def test_a_look_that_was_not_let_through_is_due_again_at_once() -> None:
+    now_s = [5.0]
+    fullness = Fullness(lambda: now_s[0])
+    assert fullness.is_due()
+    fullness.not_looked()
+    assert (fullness.is_fresh, fullness.is_due(), fullness.is_due()) == (False, True, False)
+    now_s[0] += module.EVERY_S
+    assert fullness.is_due()
+    fullness.not_looked()
+    assert (fullness.is_fresh, fullness.is_due()) == (True, True)

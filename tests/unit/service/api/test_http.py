@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service import app as app_module
-from service import errors
+from service import errors, store_fullness
 from service.api import bodies
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
@@ -365,6 +365,16 @@ def test_d11_a_blocked_loop_is_not_ready_until_it_has_caught_up(bundle: Bundle) 
         assert client("GET", "/livez").status_code == 200
         client.catch_up()
         assert client("GET", "/readyz").status_code == 200
+
+
+def test_a_worker_that_stores_nothing_does_not_say_for_ever_how_full_the_store_was(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_fullness, "FRESH_S", 0.0)
+    with opened(Settings(bundle_root=bundle.path)) as client:
+        client.app.state.parts.metrics.saw_store_memory(0.97)
+        client.wait(1.0)
+        assert "daian_store_memory_share 0.0" in client("GET", "/metrics").text
 
 
 def test_d11_without_the_heartbeat_nobody_would_know(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
