@@ -3,7 +3,7 @@
 Called by the routes (check before any body is read, enter once it is in) and by the ranker (run, one hand-over per
 request: encoding, graphs and ordering stay on one thread). The queue is bounded by predicted wait, not by length, and
 is looked at again when a worker takes the job: a caller that has given up must not cost the next one its turn. While
-several tenants ask, none of them may fill more than half of it.
+several tenants ask, none of them may fill more than half of it; two together may fill it all, unless quotas hold them.
 """
 
 import asyncio

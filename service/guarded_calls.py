@@ -35,7 +35,7 @@ class NoAnswerError(Exception):
 
 @runtime_checkable
 class StoreObserver(Protocol):
-    """Who wants to count what the store goes through. `operation`: as `GuardedCalls` has it. No call may fail or block."""
+    """Who wants to count what the store goes through. `operation`: as of `GuardedCalls`. No call may fail or block."""
 
     def answered(self, operation: str, seconds: float) -> None: ...
     def failed(self, operation: str, kind: str) -> None: ...
