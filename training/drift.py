@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,24 @@ class Drift:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Drift":
-        """Reads what to_dict wrote."""
-        fields = {name: FieldDrift(**one) for name, one in values["fields"].items()}
-        return cls(values["split"], values["n_train"], values["n_later"], fields)
+        """Reads what to_dict wrote. Raises ValueError for what it cannot have written."""
+        split, n_train, n_later = (values.get(name) for name in ("split", "n_train", "n_later"))
+        if not isinstance(split, str) or type(n_train) is not int or type(n_later) is not int:
+            raise ValueError("no split, or no number of requests")
+        saved = values.get("fields")
+        if not isinstance(saved, dict) or not saved:
+            raise ValueError("no figures by field")
+        return cls(split, n_train, n_later, {name: _field_from(name, one) for name, one in saved.items()})
+
+
+def _field_from(name: str, saved: object) -> FieldDrift:
+    """A comparison with NaN is false: it would be below every limit."""
+    names = [one.name for one in dataclass_fields(FieldDrift)]
+    if not isinstance(saved, dict) or set(saved) != set(names):
+        raise ValueError(f"{name}: other figures than {names}")
+    if not all(type(one) in (int, float) and math.isfinite(one) for one in saved.values()):
+        raise ValueError(f"{name}: figures that are no finite numbers")
+    return FieldDrift(**saved)
 
 
 def _above(name: str, one: FieldDrift) -> Iterator[str]:
@@ -117,10 +133,12 @@ def drift_of(run_folder: Path, data_folder: Path, encoder: Encoder) -> Drift:
     """What the run's folder says about these data; measured where it says nothing, as in runs of earlier versions."""
     try:
         saved = json.loads((run_folder / DRIFT_FILE).read_text(encoding="utf-8"))
-        if saved["data_sha256"] == dataset_sha256(data_folder):
-            return Drift.from_dict(saved)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # none, or of another version of this program: what it says can be had again
+        if isinstance(saved, dict) and saved.get("data_sha256") == dataset_sha256(data_folder):
+            drift = Drift.from_dict(saved)
+            if saved.get("above") == drift.above and set(drift.fields) == _names(encoder):
+                return drift
+    except (FileNotFoundError, ValueError, OverflowError, RecursionError):
+        pass  # none, damaged, or of another version of this program: what it says can be had again
     return measure_drift(data_folder, encoder)
 
 
@@ -186,6 +204,10 @@ def _parts(encoder: Encoder) -> Iterable[tuple[str, Any]]:
         for part in ("user", "context", "trigger", "candidate")
         for field in encoder.schema.of(_side(part))
     ]
+
+
+def _names(encoder: Encoder) -> set[str]:
+    return {f"{part}.{field.name}" for part, field in _parts(encoder)}
 
 
 def _field(name: str, is_id: bool, before: _Shown, last: _Shown, train: _Shown, later: _Shown) -> FieldDrift:

@@ -25,6 +25,7 @@ PER_DAY = 100
 WIDE = replace(SCHEMA, context=(*SCHEMA.context, Field("weekday", "context", "category")))
 Row = dict[str, Any]
 Change = Callable[[Row, np.random.Generator], None]
+FileDamage = Callable[[dict[str, Any]], object]
 
 
 def day_of_requests(day: int, change: Change | None = None) -> tuple[RequestBatch, np.ndarray]:
@@ -208,10 +209,52 @@ def test_what_the_run_says_holds_for_its_own_data_alone(tmp_path: Path, monkeypa
     assert drift_of(run, data, encoder) == found
 
 
-@pytest.mark.parametrize("left", [None, "", "{}", '{"data_sha256": "", "fields": 3}'])
+@pytest.mark.parametrize("left", [None, "", "{}", "[]", "7", "[" * 100_000, '{"data_sha256": "", "fields": 3}'])
 def test_a_run_that_says_nothing_readable_is_measured(tmp_path: Path, left: str | None) -> None:
     data, run = shop(tmp_path / "shop", no_device), tmp_path / "run"
     run.mkdir()
     if left is not None:
         (run / DRIFT_FILE).write_text(left, encoding="utf-8")
     assert drift_of(run, data, fit_encoder(data)) == measured(data)
+
+
+def one_figure(value: object) -> FileDamage:
+    def change(saved: dict[str, Any]) -> None:
+        saved["fields"]["context.device"]["psi"] = value
+
+    return change
+
+
+def limits(value: float) -> FileDamage:
+    def change(saved: dict[str, Any]) -> None:
+        for one in saved["fields"].values():
+            one.update(psi_limit=value, unknown_limit=value)
+
+    return change
+
+
+def also(**values: object) -> FileDamage:
+    return lambda saved: saved.update(values)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [also(fields=[]), also(fields=[1]), also(fields={}), also(fields="x"), also(fields={"context.device": 7}),
+     also(n_train="1"), also(n_later=True), also(split=None), also(above=[]),
+     one_figure(float("nan")), one_figure(float("inf")), one_figure("0.1"), one_figure(10**400),
+     one_figure(None), one_figure(False),
+     limits(float("nan")), limits(float("inf")), limits(9.0),
+     lambda saved: saved["fields"].pop("context.device"),
+     lambda saved: saved["fields"]["context.device"].pop("psi"),
+     lambda saved: saved["fields"]["context.device"].update(other=1.0)],
+)  # fmt: skip
+def test_a_damaged_file_is_measured_anew_and_lets_nothing_through(tmp_path: Path, damage: FileDamage) -> None:
+    data, run = shop(tmp_path / "shop", no_device), tmp_path / "run"
+    run.mkdir()
+    found = measured(data)
+    write_drift(run, data, found)
+    saved = json.loads((run / DRIFT_FILE).read_text(encoding="utf-8"))
+    damage(saved)
+    (run / DRIFT_FILE).write_text(json.dumps(saved), encoding="utf-8")
+    assert found.above != []
+    assert drift_of(run, data, fit_encoder(data)) == found
