@@ -99,7 +99,7 @@ def parse_events(body: bytes, media_type: str) -> list[object]:
 
 def _line(line: bytes) -> object:
     try:
-        return pydantic_core.from_json(line, allow_inf_nan=False)
+        return pydantic_core.from_json(line, allow_inf_nan=False, cache_strings="keys")
     except ValueError:
         return None
 

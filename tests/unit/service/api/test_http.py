@@ -9,10 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ConfigDict
 
 from service import app as app_module
 from service import errors, store_fullness
 from service.api import bodies
+from service.api.schemas import RankRequest
 from service.contract.bundle import Bundle
 from service.deadline import Deadline
 from service.errors import Overloaded
@@ -450,3 +452,24 @@ def test_the_document_is_the_committed_one(call: Client) -> None:
 def test_the_examples_of_the_document_are_valid(call: Client) -> None:
     for example in call("GET", "/openapi.json").json()["components"]["schemas"]["RankRequest"]["examples"]:
         assert call("POST", "/v1/rank", json=example).status_code == 200
+
+
+def test_no_id_of_a_body_is_remembered() -> None:
+    """The parser's own memory of texts is slow when it is cold, and outlives an erasure."""
+
+    class Remembering(RankRequest):
+        model_config = ConfigDict(cache_strings="all")
+
+    def trigger(shape: type[RankRequest]) -> str:
+        return shape.model_validate_json(b'{"trigger": "u_42"}').trigger
+
+    assert trigger(RankRequest) is not trigger(RankRequest)
+    assert trigger(Remembering) is trigger(Remembering)
+
+
+def test_no_id_of_a_line_is_remembered() -> None:
+    first, second = (bodies._line(b'{"user": "u_42"}') for _ in range(2))
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert first == second == {"user": "u_42"}
+    assert first["user"] is not second["user"]
