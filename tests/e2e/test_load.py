@@ -1,5 +1,6 @@
 """The load test judges: objectives that hold end it well, one that does not fails it and says which."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,3 +59,16 @@ def test_without_a_service_nothing_is_judged_well(bundles: Path, service: Servic
     code, said = load(nobody, bundles)
     assert code == 1, said
     assert "MISSED: arrivals that failed" in said
+
+
+@pytest.mark.parametrize(("cases", "asked"), [(["odd", "ordinary"], ["ordinary"]), (["odd"], ["odd"])])
+def test_pages_that_are_odd_on_purpose_are_not_asked_for(tmp_path: Path, cases: list[str], asked: list[str]) -> None:
+    """Else a service of which nothing is wrong would miss the objective for ranks that lack a part."""
+    (tmp_path / "daian" / "v1").mkdir(parents=True)
+    (tmp_path / "current").write_text('{"name": "daian", "version": "v1"}')
+    lines = [json.dumps({"case": case, "request": {"trigger": case}}) for case in cases]
+    (tmp_path / "daian" / "v1" / "golden.jsonl").write_text("\n".join(lines))
+    code = f"import sys; sys.path.insert(0, {str(LOCUSTFILE.parent)!r}); import json, locustfile, pathlib\n"
+    code += f"print(json.dumps([one['trigger'] for one in locustfile.golden_rows(pathlib.Path({str(tmp_path)!r}))]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == asked
