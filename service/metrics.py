@@ -83,7 +83,7 @@ class StageTimer:
 
 
 class _Stage:
-    """One block of a stage; a class of its own because a generator costs three times as much, a dozen times a page."""
+    """One block of a stage; a class of its own because a generator costs twice as much, a dozen times a page."""
 
     __slots__ = ("_ms", "_name", "_started_s")
 

@@ -7,9 +7,8 @@ Called by `user_store.py`, `store_tools.py` and `redis_cluster.py`, which makes 
 environment, never connects by itself.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -31,8 +30,6 @@ from service.redis_sentinels import (
     check_access,
 )
 from service.store_address import StoreAddress, parse_address, split_url
-
-Command: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -164,33 +161,6 @@ def async_client(url: str, settings: StoreSettings) -> "redis.asyncio.Redis":
     _refuse_cluster(address)
     pool = redis.asyncio.BlockingConnectionPool.from_url(url, **limits, **waiting, **_ssl(address, tls))
     return redis.asyncio.Redis.from_pool(pool)
-
-
-async def ask_together(client: "redis.asyncio.Redis", commands: Sequence[Command]) -> list[Any]:
-    """The replies to commands that are sent in one go, errors of the server among them; no transaction.
-
-    What a pipeline of redis-py does, on the same connections and with the same limits, without what it is ready for
-    besides: retries, watches, scripts, callbacks. A page waits for it, and it takes half the time. A connection on
-    which anything went wrong is not used again, since the next reply on it could be that of this question.
-
-    Raises what the connection does: time-outs, `ConnectionError`, `BusyLoadingError`.
-    """
-    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-    try:
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return [await _reply(connection) for _ in commands]
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    finally:
-        await client.connection_pool.release(connection)
-
-
-async def _reply(connection: "redis.asyncio.connection.AbstractConnection") -> object:
-    try:
-        return await connection.read_response()
-    except exceptions.ResponseError as error:
-        return error
 
 
 def command_client(

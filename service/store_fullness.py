@@ -8,11 +8,9 @@ the server evicts nothing: one that evicts is always full, and has agreed to los
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import redis.asyncio
-
-from service.redis_client import ask_together
 
 FULL, ROOM = 0.95, 0.90  # of maxmemory: refused from the one on, until below the other
 EVERY_S = 1.0  # between two looks
@@ -22,7 +20,10 @@ _log = logging.getLogger("daian.store")
 
 async def memory_of(client: "redis.asyncio.Redis") -> list[object]:
     """What a server says of its memory, for `Fullness.saw`; an error where our user may not ask."""
-    return await ask_together(client, [("INFO", "memory")])
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.execute_command("INFO", "memory")
+        replies: list[object] = await pipe.execute(raise_on_error=False)
+        return replies
 
 
 class Fullness:
@@ -55,7 +56,7 @@ class Fullness:
 
     def saw(self, replies: Sequence[object]) -> None:
         """Takes what `memory_of` was told."""
-        share = _share(replies[0]) if replies and isinstance(replies[0], bytes) else None
+        share = _share(replies[0]) if replies and isinstance(replies[0], Mapping) else None
         if share is None and self._is_known:
             _log.warning("the store does not say how full it is (+info): events are refused only when it is")
         self._is_known, self.share = share is not None, share or 0.0
@@ -74,17 +75,14 @@ class Fullness:
         _log.warning("%s: %s", used, said)
 
 
-def _share(reply: bytes) -> float | None:
+def _share(told: Mapping[str, object]) -> float | None:
     """Used memory, as the server counts it against its limit (without the buffers that it may not evict for).
 
     0 where there is no limit, or where it evicts; None where the reply does not say.
     """
-    found = {name: value for name, _, value in (line.partition(b":") for line in reply.splitlines())}
-    try:
-        used, most = int(found[b"used_memory"]), int(found[b"maxmemory"])
-        spare = int(found.get(b"mem_not_counted_for_evict", b"0"))
-    except (KeyError, ValueError):
+    used, most, spare = (told.get(name) for name in ("used_memory", "maxmemory", "mem_not_counted_for_evict"))
+    if not isinstance(used, int) or not isinstance(most, int):
         return None
-    if most <= 0 or found.get(b"maxmemory_policy", b"noeviction") != b"noeviction":
+    if most <= 0 or told.get("maxmemory_policy", "noeviction") != "noeviction":
         return 0.0
-    return max(0, used - spare) / most
+    return max(0, used - (spare if isinstance(spare, int) else 0)) / most

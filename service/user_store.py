@@ -35,7 +35,7 @@ from service.behaviour_codec import (
 from service.errors import StoreFull, StoreUnavailable
 from service.guarded_calls import CallsByShard, GuardedCalls, NoAnswerError, Replies, StoreCounts, StoreObserver
 from service.label_values import CorruptValue, DegradedReason, StoreOperation
-from service.redis_client import Command, StoreSettings, ask_together, async_client, failure_kind
+from service.redis_client import StoreSettings, async_client, failure_kind
 from service.redis_cluster import ClusterClient
 from service.redis_replicas import transaction
 from service.store_address import parse_address
@@ -231,8 +231,9 @@ class RedisUserStore:
         self._write_calls = self._calls("write", None)
         # With a breaker of its own: a full server refuses writes and still erases.
         self._erase_calls = self._calls("erase", None)
-        # Too: a server that takes no writes still says how full it is, and that must not hide what becomes of them.
-        self._look_calls = self._calls("look", None)
+        # Too: a server that takes no writes still says how full it is, and that must not hide what becomes of them. And
+        # with a budget: where nobody answers, the write behind the look waits for the socket's time-out as it is.
+        self._look_calls = self._calls("look", settings.read_budget_ms / 1000)
         self._rooms: dict[str, Fullness] = {}
 
     def _calls(self, operation: StoreOperation, budget_s: float | None) -> CallsByShard:
@@ -291,14 +292,15 @@ class RedisUserStore:
     async def _read(self, keys: Sequence[str], requested_at: int) -> Replies:
         """One round trip: the members of the window, newest first; the profile; the time of erasure."""
         newest, oldest = f"({requested_at}", f"({requested_at - self.settings.window_days * DAY_MS}"
-        commands: list[Command] = [
-            ("ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep),
-            ("GET", keys[1]),
-            ("GET", keys[2]),
-        ]
 
         async def work(client: "redis.asyncio.Redis") -> Replies:
-            return _unless_refused(await ask_together(client, commands))
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command(
+                    "ZRANGE", keys[0], newest, oldest, "BYSCORE", "REV", "LIMIT", 0, self.settings.keep
+                )
+                pipe.execute_command("GET", keys[1])
+                pipe.execute_command("GET", keys[2])
+                return _unless_refused(await pipe.execute(raise_on_error=False))
 
         return await _on_node(self.reads, keys[0], work)
 

@@ -12,6 +12,7 @@ before. A context field that holds the weekday is never the same in two days, an
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -181,8 +182,8 @@ class _Shown:
 
     def joined(self, other: "_Shown") -> "_Shown":
         """Both together."""
-        both = _Shown.__new__(_Shown)
-        both._columns, both.n_requests = self._columns, self.n_requests + other.n_requests
+        both = copy(self)
+        both.n_requests = self.n_requests + other.n_requests
         both.counts = {name: counts + other.counts[name] for name, counts in self.counts.items()}
         return both
 

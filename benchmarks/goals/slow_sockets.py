@@ -59,6 +59,7 @@ class Crowd:
     lived_s: list[tuple[str, float]] = field(default_factory=list)
     _number: Iterator[int] = field(default_factory=count)
     _table_read_s: float = 0.0
+    _outlived_s: float = 0.0  # of those that were still there when the crowd left
 
     def fill(self) -> None:
         """Opens as many as are missing."""
@@ -91,8 +92,14 @@ class Crowd:
         while time.monotonic() < until_s and any(one.kind != NOT_READING for one in self.open):
             time.sleep(LOOK_EVERY_S)
             self.look()
+        self._outlived_s = max(self._outlived_s, self._oldest_s())
         self.close()
-        self.open = [one for one in self.open if one.kind != NOT_READING]  # they lived too long, and that is told
+        self.open = []
+
+    def _oldest_s(self) -> float:
+        """The longest life so far of those open that do not send."""
+        now_s = time.monotonic()
+        return max((now_s - one.opened_s for one in self.open if one.kind != NOT_READING), default=0.0)
 
     def close(self) -> None:
         """Ends all that are open."""
@@ -101,8 +108,8 @@ class Crowd:
 
     def told(self) -> "Told":
         """The longest life is that of any, over or not; who does not read is waited for only once buffers are full."""
-        alive = [time.monotonic() - one.opened_s for one in self.open if one.kind != NOT_READING]
-        oldest_s = max([*alive, *(seconds for kind, seconds in self.lived_s if kind != NOT_READING)], default=0.0)
+        over = (seconds for kind, seconds in self.lived_s if kind != NOT_READING)
+        oldest_s = max(self._oldest_s(), self._outlived_s, *over)
         return Told(Counter(kind for kind, _ in self.lived_s), oldest_s)
 
 

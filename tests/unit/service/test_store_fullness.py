@@ -262,8 +262,8 @@ def test_looks_without_an_answer_cost_no_event_and_go_on_once_their_breaker_lets
 
 @pytest.mark.parametrize(
     "reply",
-    [b"", b"OK", b"used_memory:1", b"used_memory:x\r\nmaxmemory:1", 7, None, [], ValueError("NOPERM"),
-     b"used_memory:9\r\nmaxmemory:0", b"used_memory:9\r\nmaxmemory:-1"],
+    [{}, b"OK", {"used_memory": 1}, {"used_memory": "x", "maxmemory": 1}, 7, None, [], ValueError("NOPERM"),
+     {"used_memory": 9, "maxmemory": 0}, {"used_memory": 9, "maxmemory": -1}],
 )  # fmt: skip
 def test_what_says_nothing_of_a_limit_is_no_reason_to_refuse(reply: object) -> None:
     fullness = Fullness()

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 from redis.crc import key_slot
-from redis.exceptions import ResponseError
 
 from service import behaviour_codec, user_store
 from service.behaviour_codec import (
@@ -24,7 +23,7 @@ from service.behaviour_codec import (
 )
 from service.embedded_store import embedded_store
 from service.errors import StoreFull, StoreUnavailable
-from service.redis_client import ask_together, command_client
+from service.redis_client import command_client
 from service.store_load import load
 from service.store_tools import inspect_user
 from service.user_store import (
@@ -313,54 +312,6 @@ def test_a7_a_key_of_the_wrong_type_costs_no_more_than_itself(url: str, suffix: 
         assert (await store.fetch("u_2", NOW)).degraded == ()
 
     assert ("breaker", "read", "open") not in on_redis(url, test).counts
-
-
-def test_an_error_among_the_replies_is_one_of_them(url: str) -> None:
-    async def test(store: RedisUserStore) -> None:
-        client = plain(store.reads)
-        await client.set("text", "t")
-        for _ in range(2):
-            first, error, last = await ask_together(client, [("GET", "text"), ("ZCARD", "text"), ("GET", "none")])
-            assert (first, last) == (b"t", None)
-            assert isinstance(error, ResponseError)
-        assert len(client.connection_pool._available_connections) == 1
-
-    on_redis(url, test)
-
-
-def reply_after_a_cancelled_question(url: str, monkeypatch: pytest.MonkeyPatch, *saboteurs: tuple[type, str]) -> object:
-    """What the next question on a pool of one connection is answered. `saboteurs`: methods that do nothing then."""
-
-    async def nothing(*_: object, **__: object) -> None: ...
-
-    found: list[object] = []
-
-    async def main() -> None:
-        store = RedisUserStore(replace(patient(url), pool=1))
-        client = plain(store.reads)
-        await client.set("mine", "mine")
-        slow = asyncio.create_task(ask_together(client, [("BLPOP", "nothing", 1)]))
-        await asyncio.sleep(0.1)
-        with monkeypatch.context() as patched:
-            for owner, method in saboteurs:
-                patched.setattr(owner, method, nothing)
-            slow.cancel()
-            await asyncio.wait([slow])
-            found.extend(await ask_together(client, [("GET", "mine")]))
-        await store.close()
-
-    asyncio.run(main())
-    return found[0]
-
-
-def test_a10_a_connection_with_a_reply_under_way_is_not_used_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reply_after_a_cancelled_question(url, monkeypatch) == b"mine"
-
-
-def test_a10_used_again_it_gives_the_reply_of_another(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection, pool = redis.asyncio.connection.AbstractConnection, redis.asyncio.BlockingConnectionPool
-    found = reply_after_a_cancelled_question(url, monkeypatch, (connection, "disconnect"), (pool, "ensure_connection"))
-    assert found is None
 
 
 def test_a7_a_profile_of_another_user_is_not_used(url: str) -> None:
