@@ -21,10 +21,10 @@ WORLD ?= artifacts/data/demo
 RUN ?= artifacts/runs/demo
 RECIPE ?= daian_demo
 BUNDLES ?= artifacts/bundles
-# The load test: arrivals a second, how long, which port on this machine.
+# The load test: arrivals a second, how long; of serve and load: which port on this machine.
 RATE ?= 50
 LOAD_TIME ?= 30s
-PORT ?= 8000
+PORT ?= $(or $(DAIAN_PORT),8000)
 
 # One stamp for each (torch, dependencies): a second run is instant, a changed pyproject.toml installs again,
 # changed tool settings below the first [tool] table do not.
@@ -110,13 +110,13 @@ DEMO_BUNDLES = $(patsubst %/current,%,$(shell ls -t artifacts/demo/bundles-*/cur
 IS_DEMO = $(if $(wildcard $(BUNDLES)/current),,$(if $(filter file,$(origin BUNDLES)),$(DEMO_BUNDLES)))
 SERVED = $(or $(IS_DEMO),$(BUNDLES))
 
-serve: $(READY) | $(SERVED)/current  ## serve BUNDLES, or what the demo made, on 127.0.0.1:8000 with an embedded Valkey; makes a bundle when there is none
+serve: $(READY) | $(SERVED)/current  ## serve BUNDLES, or what the demo made, on 127.0.0.1:8000 (PORT=9000: there) with an embedded Valkey; makes a bundle when there is none
 	@echo "bundles: $(SERVED)$(if $(IS_DEMO), (the demo made them; with its users in the store: make demo ARGS=--serve))"
-	@$(BIN)/daian serve $(SERVED) $(ARGS)
+	@$(if $(filter command line,$(origin PORT)),DAIAN_PORT=$(PORT)) $(BIN)/daian serve $(SERVED) $(ARGS)
 
-load: $(READY) | $(BUNDLES)/current  ## RATE ranks and clicks a second for LOAD_TIME at PORT; starts the service when none answers
+load: $(READY) | $(SERVED)/current  ## RATE ranks and clicks a second for LOAD_TIME at PORT; starts the service when none answers
 	@mkdir -p artifacts
-	@$(BIN)/python deploy/load.py --bundles $(BUNDLES) --port $(PORT) --rate $(RATE) --run-time $(LOAD_TIME) $(ARGS)
+	@$(BIN)/python deploy/load.py --bundles $(SERVED) --port $(PORT) --rate $(RATE) --run-time $(LOAD_TIME) $(ARGS)
 
 bench: $(READY)  ## speed, by part and beside what is usual, into docs/performance.md (hours; ARGS='--parts graphs')
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -22,6 +22,8 @@ from service.quotas import TenantShares
 Result = TypeVar("Result")
 Priority = Literal["interactive", "prefetch"]
 
+NO_ROOM = "the queue is longer than this deadline allows: come back later, or allow more time"
+SHARE_IS_TAKEN = "this tenant has its half of the queue, and others ask too: come back later"
 SAFETY = 1.2  # predicted wait is a mean; the queue's tail is longer
 SHARE_OF_DEADLINE = 0.7  # the rest is for the work itself
 SHARE_OF_PREFETCH = 0.1  # a page that nobody waits for yet must leave room for those that somebody does
@@ -64,13 +66,16 @@ class Admission:
 
         Raises Overloaded when those before would, by the mean time of a ranking, use up this deadline.
         """
+        if retry_after_ms := self.turned_away_ms(deadline, priority):
+            raise Overloaded(NO_ROOM, retry_after_ms)
+
+    def turned_away_ms(self, deadline: Deadline, priority: Priority = "interactive") -> int:
+        """`check` without an error, for who asks thousands of times a second: 0, or when to come back."""
         wait_s = self.predicted_wait_s()
-        if wait_s > 0 and wait_s * SAFETY > self._bearable_s(deadline, priority):
-            self._metrics.count_shed("overload" if priority == "interactive" else "priority")
-            raise Overloaded(
-                "the queue is longer than this deadline allows: come back later, or allow more time",
-                retry_after_ms=max(100, round(wait_s * 1000)),
-            )
+        if wait_s <= 0 or wait_s * SAFETY <= self._bearable_s(deadline, priority):
+            return 0
+        self._metrics.count_shed("overload" if priority == "interactive" else "priority")
+        return max(100, round(wait_s * 1000))
 
     def _bearable_s(self, deadline: Deadline, priority: Priority) -> float:
         """How long a request of this deadline and priority may wait for a worker."""
@@ -94,10 +99,7 @@ class Admission:
         if n_held and (n_held + 1) * pace_s > SHARE_OF_TENANT * (self._n_threads * pace_s + bearable_s):
             self._metrics.count_shed("share")
             self._metrics.tenant_rejected.labels(tenant).inc()
-            raise TenantShare(
-                "this tenant has its half of the queue, and others ask too: come back later",
-                retry_after_ms=max(100, round(n_held * self._pace_s() * 1000)),
-            )
+            raise TenantShare(SHARE_IS_TAKEN, max(100, round(n_held * self._pace_s() * 1000)))
 
     def enter(self, deadline: Deadline, priority: Priority = "interactive", tenant: str = MAIN_TENANT) -> None:
         """Takes a place for one request, which `leave` gives back. Raises as `check` and `check_share` do."""

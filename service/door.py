@@ -8,27 +8,34 @@ from dataclasses import dataclass
 from typing import Protocol
 
 DOORWAY = "doorway"  # where a `Door` stands, among what the app's lifespan hands over
-CLOSES = (b"connection", b"close")
-STATUS_LINES = {429: b"429 Too Many Requests", 503: b"503 Service Unavailable"}
+CLOSE = b"connection: close\r\n"
+STATUS_LINES = {
+    429: b"HTTP/1.1 429 Too Many Requests\r\n",
+    503: b"HTTP/1.1 503 Service Unavailable\r\n",
+}
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones are slower to make
 class Refusal:
-    """The whole of an answer, with one of STATUS_LINES."""
+    """The whole of an answer: one of STATUS_LINES, header lines that each end with CRLF, a body."""
 
-    headers: list[tuple[bytes, bytes]]
+    status: int
+    lines: bytes
     body: bytes
-    status: int = 503
+    is_last: bool = False  # of its connection
 
     def written(self, default_headers: Headers, may_stay: bool) -> tuple[bytes, bool]:
         """(the bytes of the answer, whether it is the last of its connection)."""
-        is_last = not may_stay or CLOSES in self.headers
-        headers = [*default_headers, *self.headers]
-        if is_last and CLOSES not in headers:
-            headers.append(CLOSES)
-        lines = [b"%s: %s\r\n" % header for header in headers]
-        return b"".join((b"HTTP/1.1 %s\r\n" % STATUS_LINES[self.status], *lines, b"\r\n", self.body)), is_last
+        is_last = self.is_last or not may_stay
+        defaults = [b"%s: %s\r\n" % header for header in default_headers]
+        end = CLOSE + b"\r\n" if is_last else b"\r\n"
+        return b"".join((STATUS_LINES[self.status], *defaults, self.lines, end, self.body)), is_last
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The same for a server that writes them itself."""
+        lines = (self.lines + (CLOSE if self.is_last else b"")).splitlines()
+        return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
 
 
 class Door(Protocol):

@@ -29,10 +29,12 @@ from service.one_write import OneWrite
 if TYPE_CHECKING:
     from service.shared_listener import Tally
 
+RESTING = "resting"  # where the connections of one server find each other
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 FREELY_TURNED_AWAY = 3  # times in a row; who asks on without waiting is made to wait, or its refusals eat the service
 PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get at most 800 a second
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
+MOST_WAITING = 16  # requests behind one that is being answered: a read may hold thousands, which hold up all others
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
 
 
@@ -52,7 +54,7 @@ NOT_HTTP = _last_answer(b"400 Bad Request", BadRequest("this is not a request of
 
 
 class NotHttpError(ValueError):
-    """A message that the parser lets through and RFC 9112 does not."""
+    """A message that the parser lets through and RFC 9112 does not, or that comes too soon."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,33 @@ class GuardedConfig(uvicorn.Config):
         return functools.partial(SharingLoop, self.tally)
 
 
+class Resting:
+    """Connections that are made to wait, until one moment for all: a timer for each would be most of a refusal's cost.
+
+    So nobody waits longer than PAUSE_S, and who asks on and on is read once in as long.
+    """
+
+    def __init__(self) -> None:
+        self._there: list[GuardedProtocol] = []
+
+    def add(self, one: "GuardedProtocol") -> None:
+        """Reads from this connection again when the moment comes."""
+        if not self._there:
+            one.loop.call_later(PAUSE_S, self._end)
+        self._there.append(one)
+
+    def _end(self) -> None:
+        there, self._there = self._there, []
+        for one in there:
+            one.read_on()
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection. A message is *arriving* from its first byte (the first message: from the accept) to its last."""
+    """One connection. A message is *arriving* from its first byte (the first message: from the accept) to its last.
+
+    Timers cost as much as a refusal: one is set only for what does not come in one piece, and that of an idle
+    connection is left to run while the connection is busy.
+    """
 
     _open_by_peer: ClassVar[Counter[str]] = Counter()
 
@@ -100,6 +127,7 @@ class GuardedProtocol(HttpToolsProtocol):
         assert isinstance(config, GuardedConfig)
         self._guards = config.guards
         self._tally = config.tally
+        self._n_whole = 0  # messages
         self._n_header_bytes = 0
         self._n_body_bytes = 0
         self._n_framing_bytes = 0
@@ -107,9 +135,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._is_refused = False
         self._is_turned_away = False
         self._n_turned_away = 0  # in a row
-        self._pause: asyncio.TimerHandle | None = None
+        self._resting: Resting = app_state.setdefault(RESTING, Resting())
+        self._is_resting = False
         self._door: Door | None = app_state.get(DOORWAY)
+        self._is_arriving = True
         self._arrival: asyncio.TimerHandle | None = None
+        self._idle_since_s: float | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -128,8 +160,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forgets the connection and its timers."""
         self._message_arrived()
         self._answer_taken()
-        if self._pause is not None:
-            self._pause.cancel()
+        if self._idle is not None:
+            self._idle.cancel()
         if self._tally is not None:
             self._tally.add(-1)
         peer = self._peer()
@@ -139,20 +171,26 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, but never more header bytes than allowed."""
+        """Feeds the parser; what it has not the end of yet must come in time."""
         if self._is_refused or self.transport.is_closing():
             return
-        self._expect_message()
-        room = self._guards.max_header_bytes - self._n_header_bytes
-        if self._in_headers and len(data) > room:
-            head, data = data[:room], data[room:]
+        self._is_arriving = True
+        self._take(data)
+        if self._is_arriving and not self.transport.is_closing():
+            self._expect_message()
+
+    def _take(self, data: bytes) -> None:
+        """Never more header bytes than allowed; twice as many for a message that began behind another in one read."""
+        while self._in_headers and len(data) > (room := self._guards.max_header_bytes - self._n_header_bytes):
+            head, data, n_whole = data[:room], data[room:], self._n_whole
             self._feed(head)
             if self._is_refused or self.transport.is_closing():
                 return
-            if self._in_headers:
+            if self._in_headers and self._n_whole == n_whole:
                 self._refuse(HEADERS_TOO_LARGE)
                 return
-        elif self._in_headers:
+            self._n_header_bytes = 0
+        if self._in_headers:
             self._n_header_bytes += len(data)
         self._n_framing_bytes += len(data)
         self._feed(data)
@@ -180,8 +218,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A new message, maybe behind another in the same bytes: its headers and its time are counted from here."""
-        self._in_headers = True
-        self._expect_message()
+        self._in_headers = self._is_arriving = True
         self._unset_keepalive_if_required()  # one turned away in front of it, in the same bytes, has set it
         super().on_message_begin()
         self.scope[IS_GONE] = self.transport.is_closing  # type: ignore[literal-required]
@@ -207,6 +244,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._is_turned_away = True  # behind the last answer of this connection
         elif refusal := self._refusal():
             self._turn_away(refusal)
+        elif len(self.pipeline) >= MOST_WAITING:
+            raise NotHttpError("more requests in one breath than are kept")
         else:
             self._n_turned_away = 0
             super().on_headers_complete()
@@ -231,7 +270,7 @@ class GuardedProtocol(HttpToolsProtocol):
         were read before it was made to wait.
         """
         self._is_turned_away = True
-        may_stay = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive() and self._pause is None
+        may_stay = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive() and not self._is_resting
         answer, is_last = refusal.written(self.server_state.default_headers, may_stay)
         self.transport.write(answer)
         if is_last:
@@ -244,12 +283,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _slow_down(self) -> None:
         """Reads no more for a moment from one that was turned away again and again."""
         self._n_turned_away += 1
-        if self._n_turned_away > FREELY_TURNED_AWAY and self._pause is None and not self.transport.is_closing():
+        if self._n_turned_away > FREELY_TURNED_AWAY and not self._is_resting and not self.transport.is_closing():
+            self._is_resting = True
             self.flow.pause_reading()
-            self._pause = self.loop.call_later(PAUSE_S, self._read_on)
+            self._resting.add(self)
 
-    def _read_on(self) -> None:
-        self._pause = None
+    def read_on(self) -> None:
+        """The wait is over."""
+        self._is_resting = False
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
@@ -266,6 +307,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # of a message that asked for another protocol, and comes once more
         self._message_arrived()
         self._in_headers = True
+        self._n_whole += 1
         if self._is_turned_away:
             self._is_turned_away = False
             self.on_response_complete()
@@ -278,11 +320,33 @@ class GuardedProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """The answer is written; what the peer has not taken yet it must take in time."""
-        super().on_response_complete()
+        """The answer is written; what the peer has not taken yet it must take in time. As uvicorn's, but for timers."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
+            else:
+                self._idle_since_s = self.loop.time()
+                if self._idle is None:
+                    self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
         self._answer_taken()
         if self.transport.get_write_buffer_size():
             self._expect_taking()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = None
+
+    def _look_idle(self) -> None:
+        """Closes who has been idle for long enough; who was busy meanwhile is looked at again."""
+        self._idle = None
+        if self._idle_since_s is None or self.transport.is_closing():
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle = self.loop.call_later(left_s, self._look_idle)
+        else:
+            self.timeout_keep_alive_handler()
 
     def pause_writing(self) -> None:
         """The peer does not take its answers: it has as long as a request may take to arrive."""
@@ -338,6 +402,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._arrival = self.loop.call_later(self._guards.receive_timeout_s, self.transport.abort)
 
     def _message_arrived(self) -> None:
+        self._is_arriving = False
         if self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None

@@ -175,6 +175,7 @@ class Metrics:
         )
         self._store_memory_s: float | None = None
         self._answers: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
+        self._shed = {reason: self.shed.labels(reason) for reason in SHED_REASONS}
         self._stages = {name: self.stage_seconds.labels(name) for name in STAGES}
         self._start_at_zero()
 
@@ -210,7 +211,7 @@ class Metrics:
 
     def count_shed(self, reason: ShedReason) -> None:
         """A request was refused to protect the rest."""
-        self.shed.labels(reason).inc()
+        self._shed[reason].inc()
 
     def count_bundle(self, outcome: BundleOutcome) -> None:
         """A bundle was opened or refused."""

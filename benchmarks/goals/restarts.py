@@ -74,9 +74,10 @@ async def replaced(service: ServiceProcess, pid: int, number: int) -> float:
 
 async def ended(pid: int) -> None:
     """Returns once the process is dead, its connections closed: until then it may be given more requests."""
-    descriptor = os.pidfd_open(pid)
+    descriptor, dead = os.pidfd_open(pid), select.poll()
+    dead.register(descriptor, select.POLLIN)
     try:
-        while not select.select([descriptor], [], [], 0)[0]:
+        while not dead.poll(0):
             await asyncio.sleep(0.001)
     finally:
         os.close(descriptor)

@@ -3,7 +3,9 @@
 They come from loopback addresses of their own, each with fewer connections than one address may have. That the server
 closed one is told to the socket itself, but for those that do not read: of them it is read from the kernel's table of
 its side, seldom, for that table also has all that were closed within the last minute, and reading it holds up the
-network of everybody. They live in a process of their own. Called by `__main__.py`.
+network of everybody. They live in a process of their own, which takes what nobody else wants of its core, and come and
+go and drip one after the other, as slowhttptest's do: what is asked is what it costs that they are there, and a
+thousand that move within one millisecond are a load test. Called by `__main__.py`.
 """
 
 import asyncio
@@ -23,15 +25,17 @@ from typing import Literal
 from benchmarks.goals.lab import PATIENT, Lab
 from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, percentile_ms
 from benchmarks.goals.overload import patient_stream
+from service.http_guard import MOST_WAITING
 from tests.chaos.open_loop import Sent, get, load_client, open_loop
 from tests.chaos.service_process import ServiceProcess
 
 PER_S = 100.0
 PER_ADDRESS = 200
 LIMIT_S, SLACK_S = 5.0, 0.5  # when they are to be closed, and how late we may see it
-LOOK_EVERY_S = 0.2
+TICK_S = 0.02  # in each a part of them is looked at, and a few are opened
+LOOK_EVERY = 10  # ticks, for each of them
+DRIP_EVERY = 5  # looks
 READ_TABLE_EVERY_S = 5.0
-BEHIND_THE_GENERATOR = 10  # steps of `nice`
 NOT_READING = "does not read"
 ESTABLISHED = "01"
 HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"
@@ -42,6 +46,7 @@ READERS_EACH = 200  # one socket in so many does not read: each makes the server
 class Slow:
     """One slow socket; `drip` is sent byte by byte."""
 
+    number: int
     kind: str
     socket: socket.socket
     opened_s: float
@@ -55,42 +60,71 @@ class Crowd:
 
     n: int
     address: tuple[str, int]
+    limit_s: float = LIMIT_S  # how long they are hoped to be left alone
     open: list[Slow] = field(default_factory=list)
     lived_s: list[tuple[str, float]] = field(default_factory=list)
     _number: Iterator[int] = field(default_factory=count)
+    _tick: int = 0
+    _filled_s: float = field(default_factory=time.monotonic)
+    _there: set[str] = field(default_factory=set)
     _table_read_s: float = 0.0
     _outlived_s: float = 0.0  # of those that were still there when the crowd left
 
     def fill(self) -> None:
-        """Opens as many as are missing."""
-        for _ in range(self.n - len(self.open)):
-            self.open.append(slow_socket(next(self._number), self.address))
+        """Opens as many as are missing and due: a little faster than they are closed."""
+        n_due = int((time.monotonic() - self._filled_s) * self.n / self._all_within_s)
+        self._filled_s += n_due * self._all_within_s / self.n
+        self.open += [slow_socket(next(self._number), self.address) for _ in range(min(n_due, self.n_missing))]
+
+    def gather(self) -> None:
+        """Returns once they are all there, or all have been."""
+        self._filled_s, begun_s = time.monotonic(), time.monotonic()
+        while self.n_missing and self._filled_s - begun_s < self._all_within_s:
+            time.sleep(TICK_S)
+            self.look()
+            self.fill()
+
+    @property
+    def _all_within_s(self) -> float:
+        return 0.8 * self.limit_s
+
+    @property
+    def n_missing(self) -> int:
+        """How many are not there."""
+        return self.n - len(self.open)
 
     def look(self) -> None:
-        """Sends the next byte of each, and sorts out what the server has closed."""
-        now_s, still, there = time.monotonic(), [], self._readers_there()
+        """Sends the next byte of some whose turn it is, and sorts out which of them the server has closed."""
+        now_s, gone = time.monotonic(), []
+        self._read_table(now_s)
+        self._tick += 1
         for one in self.open:
-            if one.peer in there if one.kind == NOT_READING else is_open(one.socket):
-                with contextlib.suppress(OSError):
-                    one.socket.send(next(one.drip, b""))
-                still.append(one)
+            if (one.number + self._tick) % LOOK_EVERY:
+                continue
+            if one.peer in self._there if one.kind == NOT_READING else is_open(one.socket):
+                if (one.number + self._tick) // LOOK_EVERY % DRIP_EVERY == 0:
+                    with contextlib.suppress(OSError):
+                        one.socket.send(next(one.drip, b""))
             else:
                 self.lived_s.append((one.kind, now_s - one.opened_s))
                 one.socket.close()
-        self.open = still
+                gone.append(one.number)
+        if gone:
+            self.open = [one for one in self.open if one.number not in gone]
 
-    def _readers_there(self) -> set[str]:
-        """The peers whose connection the server has open; all of ours between two looks at the table."""
-        if time.monotonic() - self._table_read_s < READ_TABLE_EVERY_S:
-            return {one.peer for one in self.open}
-        self._table_read_s = time.monotonic()
-        return established(self.address[1])
+    def _read_table(self, now_s: float) -> None:
+        """Which connections the server has open: all of ours, as far as we know, but where the table is new."""
+        if now_s - self._table_read_s < READ_TABLE_EVERY_S:
+            self._there |= {one.peer for one in self.open if one.opened_s > self._table_read_s}
+        else:
+            self._table_read_s = now_s
+            self._there = established(self.address[1])
 
     def leave(self) -> None:
         """Opens no more, watches until the server has closed those that do not send, and closes the others itself."""
-        until_s = time.monotonic() + LIMIT_S + 2 * SLACK_S
+        until_s = time.monotonic() + self.limit_s + 2 * SLACK_S
         while time.monotonic() < until_s and any(one.kind != NOT_READING for one in self.open):
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(TICK_S)
             self.look()
         self._outlived_s = max(self._outlived_s, self._oldest_s())
         self.close()
@@ -126,16 +160,16 @@ Order = Literal["live", "stay", "leave", "end"]
 
 def _serve(orders: Connection, crowd: Crowd) -> None:
     """Keeps the crowd complete after `live`, as it is after `stay`; answers each order when it is done."""
-    os.nice(BEHIND_THE_GENERATOR)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     order: Order = "stay"
     while order != "end":
-        if not orders.poll(LOOK_EVERY_S if order == "live" else None):
+        if not orders.poll(TICK_S if order == "live" else None):
             crowd.look()
             crowd.fill()
             continue
         order = orders.recv()
         if order == "live":
-            crowd.fill()
+            crowd.gather()
         if order == "leave":
             crowd.leave()
         orders.send(crowd.told())
@@ -195,7 +229,7 @@ def slow_socket(number: int, address: tuple[str, int]) -> Slow:
     found.bind((f"127.0.1.{1 + number // PER_ADDRESS % 250}", 0))
     if number % READERS_EACH == 0:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        kind, first, drip = NOT_READING, get("/openapi.json") * 200, b""
+        kind, first, drip = NOT_READING, get("/openapi.json") * MOST_WAITING, b""
     else:
         kinds = {"silent": (b"", b""), "drips a header": (HEAD, b"x" * 10_000), "stalls": (HEAD + stalled(), b"")}
         kind = list(kinds)[number % 3]
@@ -205,7 +239,7 @@ def slow_socket(number: int, address: tuple[str, int]) -> Slow:
     found.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         found.send(first)
-    return Slow(kind, found, opened_s, (bytes([byte]) for byte in drip), table_name(found.getsockname()))
+    return Slow(number, kind, found, opened_s, (bytes([byte]) for byte in drip), table_name(found.getsockname()))
 
 
 def stalled() -> bytes:
@@ -236,7 +270,7 @@ async def beside(crowd: CrowdApart, load: Awaitable[list[Sent]]) -> list[Sent]:
 def measure(lab: Lab, limit_s: float = LIMIT_S) -> Outcome:
     """G12; `limit_s` is the receive timeout that is hoped for."""
     with lab.service("g12", PATIENT) as service:
-        crowd = CrowdApart(Crowd(lab.sizes.n_slow, (service.host, service.port)))
+        crowd = CrowdApart(Crowd(lab.sizes.n_slow, (service.host, service.port), limit_s))
         try:
             found = asyncio.run(rounds(lab, service, crowd, limit_s))
             crowd.order("live")  # complete once more

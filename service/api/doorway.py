@@ -15,18 +15,23 @@ from collections.abc import Sequence
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.admission import Priority
+from service.admission import NO_ROOM, SHARE_IS_TAKEN, Priority
 from service.api.exchange import PROBLEM, header_id
 from service.api.parts import Parts
 from service.deadline import Deadline
-from service.door import STATUS_LINES, Headers, Refusal
+from service.door import Headers, Refusal
 from service.errors import Busy, Overloaded, TenantShare, problem_of, verdict_of
 from service.label_values import LIVE
+from service.metrics import Metrics
 from service.settings import Settings
 
 RANK_PATHS = ("/v1/rank", "/rank")
 LABEL = RANK_PATHS[0]
 _PATHS = {path.encode(): path for path in RANK_PATHS}
+_LINES = (
+    b"content-type: " + PROBLEM.encode() + b"\r\ncontent-length: %d\r\nretry-after: %d\r\nx-request-id: %s\r\n"
+    b"cache-control: no-store\r\nserver-timing: total;dur=%.3f\r\n"
+)
 _PRIORITIES: dict[bytes, Priority] = {b"": "interactive", b"interactive": "interactive", b"prefetch": "prefetch"}
 
 
@@ -37,6 +42,27 @@ def deadline_from(arrived_s: float, asked_ms: Sequence[float | None], settings: 
     return Deadline(arrived_s + budget_ms / 1000)
 
 
+class Form:
+    """One refusal on one path, made once but for the request's id and the time after which to come back."""
+
+    def __init__(self, error: Busy, path: str, metrics: Metrics) -> None:
+        self._status = verdict_of(error).status
+        error.retry_after_ms = 0
+        body = orjson.dumps(problem_of(error, path, "")).replace(b"%", b"%%")
+        self._body = body.replace(b'"request_id":""', b'"request_id":%s').replace(b'_ms":0', b'_ms":%d')
+        labels = (LABEL, str(self._status), LIVE, "other")
+        self._requests, self._seconds = metrics.requests.labels(*labels), metrics.request_seconds.labels(*labels)
+
+    def filled(self, request_id: str, retry_after_ms: int, arrived_s: float, is_last: bool) -> Refusal:
+        """The refusal of a request that arrived then; counted."""
+        body = self._body % (orjson.dumps(request_id), retry_after_ms)  # an id may hold quotes
+        seconds = time.monotonic() - arrived_s
+        lines = _LINES % (len(body), max(1, -(-retry_after_ms // 1000)), request_id.encode(), seconds * 1000)
+        self._requests.inc()
+        self._seconds.observe(seconds)
+        return Refusal(self._status, lines, body, is_last)
+
+
 class Doorway:
     """An ASGI app that answers 503 `overloaded` and 429 `tenant_share` itself; all else is for the app behind it."""
 
@@ -44,9 +70,8 @@ class Doorway:
         self._app = app
         self._parts = parts
         self._admin_port = parts.settings.admin_port
-        labels, metrics = {one: (LABEL, str(one), LIVE, "other") for one in STATUS_LINES}, parts.metrics
-        self._requests = {status: metrics.requests.labels(*found) for status, found in labels.items()}
-        self._seconds = {status: metrics.request_seconds.labels(*found) for status, found in labels.items()}
+        self._no_room = {path: Form(Overloaded(NO_ROOM), path, parts.metrics) for path in RANK_PATHS}
+        self._no_share = {path: Form(TenantShare(SHARE_IS_TAKEN), path, parts.metrics) for path in RANK_PATHS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
@@ -55,7 +80,7 @@ class Doorway:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
+        await send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers()})
         await send({"type": "http.response.body", "body": refusal.body})
 
     def turn_away(self, method: bytes, target: bytes, headers: Headers, port: int | None) -> Refusal | None:
@@ -80,29 +105,14 @@ class Doorway:
             return None
         admission, tenant = self._parts.admission, self._parts.gate.tenant_among_others(given, "rank")
         deadline = deadline_from(arrived_s, (asked_ms,), self._parts.settings)
-        try:
-            if tenant is not None:
+        form, retry_after_ms = self._no_room, 0
+        if tenant is not None:
+            try:
                 admission.check_share(deadline, tenant)
-            admission.check(deadline, priority)
-        except (Overloaded, TenantShare) as error:
-            return self._answer(error, path, found.get(b"x-request-id", b""), arrived_s)
-        return None
-
-    def _answer(self, error: Busy, path: str, asked_id: bytes, arrived_s: float) -> Refusal:
-        request_id = header_id(asked_id.decode("latin-1"))
-        body = orjson.dumps(problem_of(error, path, request_id))
-        seconds = time.monotonic() - arrived_s
-        headers = [
-            (b"content-type", PROBLEM.encode()),
-            (b"content-length", b"%d" % len(body)),
-            (b"retry-after", b"%d" % max(1, -(-error.retry_after_ms // 1000))),
-            (b"x-request-id", request_id.encode()),
-            (b"cache-control", b"no-store"),
-            (b"server-timing", b"total;dur=%.3f" % (seconds * 1000)),
-        ]
-        if self._parts.health.draining:
-            headers.append((b"connection", b"close"))
-        status = verdict_of(error).status
-        self._requests[status].inc()
-        self._seconds[status].observe(seconds)
-        return Refusal(headers, body, status)
+            except TenantShare as error:
+                form, retry_after_ms = self._no_share, error.retry_after_ms
+        retry_after_ms = retry_after_ms or admission.turned_away_ms(deadline, priority)
+        if not retry_after_ms:
+            return None
+        request_id = header_id(found.get(b"x-request-id", b"").decode("latin-1"))
+        return form[path].filled(request_id, retry_after_ms, arrived_s, self._parts.health.draining)

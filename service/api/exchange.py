@@ -5,7 +5,7 @@ problem+json, so that the connection survives and nothing of the input comes bac
 """
 
 import logging
-import os
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +26,9 @@ from service.metrics import StageTimer
 PROBLEM = "application/problem+json"
 JSON = "application/json"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_dice = (
+    random.Random()
+)  # seeded by the system at the start: an id is no secret, and a call of the system for each is dear
 _log = logging.getLogger("daian.http")
 
 
@@ -139,7 +142,7 @@ def _header_text(request_id: str) -> str:
 
 def new_request_id() -> str:
     """A UUIDv7 (RFC 9562): sorts by time."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | _dice.getrandbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"

@@ -9,6 +9,7 @@ and so hide it. Never here: what is asked, what an answer means.
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -50,6 +51,7 @@ class Load:
     stages: list[str] = field(default_factory=list)  # Server-Timing of each answer, where there is one
     n_failed: int = 0
     n_degraded: int = 0
+    degraded: Counter[str] = field(default_factory=Counter)  # answers by what was said to be missing
     first_failure: str = ""
     wall_s: float = 0.0
 
@@ -70,7 +72,9 @@ class Load:
             self.fail(f"{answer.status} {answer.body[:200].decode('utf-8', 'replace')}")
             return
         self.seconds.append(seconds)
-        self.n_degraded += answer.header("daian-degraded") is not None
+        if (reasons := answer.header("daian-degraded")) is not None:
+            self.n_degraded += 1
+            self.degraded[reasons] += 1
         timing = answer.header("server-timing")
         if timing is not None:
             self.stages.append(timing)

@@ -7,6 +7,7 @@ a process of its own with an embedded store: nothing that runs is asked, nobody'
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class SizeFound:
     stages_ms: dict[str, float]
     n_failed: int
     n_degraded: int
+    degraded: dict[str, int]  # answers by what they said was missing
 
 
 def bench(bundles: Path, plan: BenchPlan, tell: Callable[[str], None]) -> list[SizeFound]:
@@ -144,7 +146,7 @@ def _size(
     run(closed_loop(served.port, requests, CONNECTIONS, WARM_UP_S))
     found: dict[str, list[float]] = {}
     stages: list[str] = []
-    n_failed = n_degraded = 0
+    n_failed, n_degraded, degraded = 0, 0, Counter[str]()
     for number in range(plan.rounds):
         alone = _alone(encoder, scorer, asked[number % len(asked)])
         cpu_s = served.cpu_s()
@@ -159,12 +161,13 @@ def _size(
             found.setdefault(name, []).append(value)
         stages += load.stages
         n_failed, n_degraded = n_failed + load.n_failed + half.n_failed, n_degraded + load.n_degraded + half.n_degraded
+        degraded += load.degraded + half.degraded
         tell(f"{n} candidates, round {number + 1} of {plan.rounds}: {load.per_s:.0f} answers a second")
     of = {name: Spread.of(values) for name, values in found.items()}
     medians = {name: float(np.median(values)) for name, values in of_headers(stages).items()}
     return SizeFound(
         n, of["encode"], of["request_graph"], of["candidate_graph"], of["per_s"], of["p50"], of["p99"],
-        of["open_p50"], of["open_p99"], of["efficiency"], medians, n_failed, n_degraded,
+        of["open_p50"], of["open_p99"], of["efficiency"], medians, n_failed, n_degraded, dict(degraded.most_common()),
     )  # fmt: skip
 
 
@@ -190,6 +193,8 @@ def shown(found: Sequence[SizeFound]) -> str:
     stages = [(f"stage {name}, ms", name) for name in found[0].stages_ms]
     lines += [(label, [f"{one.stages_ms.get(name, 0.0):.3f}" for one in found]) for label, name in stages]
     lines.append(("answers failed / degraded", [f"{one.n_failed} / {one.n_degraded}" for one in found]))
+    reasons = dict.fromkeys(reason for one in found for reason in one.degraded)
+    lines += [(f"lacking {reason}", [str(one.degraded.get(reason, 0)) for one in found]) for reason in reasons]
     return "\n".join(f"{label:<34}" + "".join(f"{value:>26}" for value in values) for label, values in lines)
 
 

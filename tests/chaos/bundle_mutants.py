@@ -34,6 +34,11 @@ class Lot:
     n_served_5xx: int = 0
     died: list[str] = field(default_factory=list)
 
+    def add(self, other: "Lot") -> None:
+        """Counts what another has counted."""
+        for name, found in vars(other).items():
+            setattr(self, name, getattr(self, name) + found)
+
     def take(self, said: dict[str, int | None]) -> None:
         """Counts one: exit codes of the child and, where it passed, of the worker (negative: ended by a signal)."""
         self.n += 1
@@ -128,7 +133,10 @@ def serve(path: Path) -> int:
 
 
 def main(trial: str, worker: str) -> None:
-    """Until its input ends."""
+    """Until its input ends. Everything is loaded before the first fork: for each child anew it would take a second."""
+    import service.app  # noqa: F401
+    import tests.asgi_client
+    import tests.small_bundle  # noqa: F401
     from service import bundle_trial
 
     def instead(code: str) -> int:

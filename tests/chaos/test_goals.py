@@ -54,7 +54,7 @@ module.RedisUserStore.append = _ack_first
 """
 NO_ADMISSION = """
 import service.admission as module
-module.Admission.check = lambda *_: None
+module.Admission.turned_away_ms = lambda *_: 0
 """
 NO_PRIORITY = """
 import service.admission as module

@@ -9,7 +9,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +137,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def mutants(path: Path, seed: int, n: int, with_manifest: bool) -> Iterator[Path]:
-    """`n` times one file of the bundle with some of its bytes changed; whole again afterwards."""
+def mutants(path: Path, seed: int, numbers: Iterable[int], with_manifest: bool) -> Iterator[Path]:
+    """For each number one file of the bundle with some of its bytes changed; whole again afterwards."""
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size]
     files = [file for file in files if with_manifest or file.name != "manifest.json"]
-    for number in range(n):
+    for number in numbers:
         dice = random.Random(f"{seed}/{number}")
         file = dice.choice(files)
         whole = file.read_bytes()
@@ -152,7 +153,7 @@ def mutants(path: Path, seed: int, n: int, with_manifest: bool) -> Iterator[Path
 def opened_of(root: Path) -> tuple[int, int]:
     """How many mutants are opened by whoever follows the pointer, and how many refusals name no file."""
     n_opened = n_unnamed = 0
-    for file in mutants(current_path(root), SEED, N_MUTANTS, with_manifest=True):
+    for file in mutants(current_path(root), SEED, range(N_MUTANTS), with_manifest=True):
         try:
             read_bundle(current_path(root))
             n_opened += 1
@@ -175,17 +176,28 @@ def test_g13_without_the_hashes_mutants_are_opened(root: Path, monkeypatch: pyte
 
 
 def with_fitting_hashes(root: Path, folder: Path, n: int) -> Lot:
-    """What becomes of mutants that the hashes do not tell: tried in a child, those that pass served by a worker."""
-    path = Path(shutil.copytree(root / "daian", folder / "daian")) / "v1"
+    """What becomes of mutants that the hashes do not tell: tried in a child, those that pass served by a worker.
+
+    On every core one after the other, each core with a copy of the bundle.
+    """
+    n_parts, lot = len(os.sched_getaffinity(0)), Lot()
+
+    def part(first: int) -> Lot:
+        path = Path(shutil.copytree(root / "daian", folder / str(first) / "daian")) / "v1"
+        return tried(_rehashed(path, range(first, n, n_parts)))
+
+    with ThreadPoolExecutor(n_parts) as threads:
+        for found in threads.map(part, range(n_parts)):
+            lot.add(found)
+    return lot
+
+
+def _rehashed(path: Path, numbers: Iterable[int]) -> Iterator[Path]:
     manifest = (path / "manifest.json").read_bytes()
-
-    def made() -> Iterator[Path]:
-        for _ in mutants(path, SEED, n, with_manifest=False):
-            rehash(path)
-            yield path
-            (path / "manifest.json").write_bytes(manifest)
-
-    return tried(made())
+    for _ in mutants(path, SEED, numbers, with_manifest=False):
+        rehash(path)
+        yield path
+        (path / "manifest.json").write_bytes(manifest)
 
 
 @pytest.mark.timeout(14_400)

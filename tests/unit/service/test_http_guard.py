@@ -73,9 +73,9 @@ def test_one_that_asks_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
 class FullHouse:
     """A door that turns every ranking away, and remembers who came."""
 
-    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+    def __init__(self, lines: bytes = b"", is_last: bool = False) -> None:
         self.asked: list[tuple[bytes, bytes, int | None]] = []
-        self._headers = [(b"content-length", b"4"), (b"retry-after", b"1"), *headers]
+        self._refusal = Refusal(503, b"content-length: 4\r\nretry-after: 1\r\n" + lines, b"full", is_last)
 
     def turn_away(
         self,
@@ -85,7 +85,7 @@ class FullHouse:
         port: int | None,
     ) -> Refusal | None:
         self.asked.append((method, target, port))
-        return Refusal(self._headers, b"full") if target == b"/rank" else None
+        return self._refusal if target == b"/rank" else None
 
 
 def posted(target: str, body: bytes = b"{}", *lines: str, version: str = "1.1") -> bytes:
@@ -158,7 +158,7 @@ def test_behind_a_request_that_is_still_answered_nobody_is_turned_away() -> None
     [
         (FullHouse(), posted("/rank", b"{}", "connection: close")),
         (FullHouse(), posted("/rank", b"{}", version="1.0")),
-        (FullHouse((b"connection", b"close")), posted("/rank")),
+        (FullHouse(is_last=True), posted("/rank")),
     ],
 )
 def test_the_last_answer_of_a_connection_says_so_and_ends_it(door: FullHouse, request_bytes: bytes) -> None:
@@ -173,6 +173,26 @@ def test_a_connection_that_was_turned_away_is_closed_when_it_stays_idle() -> Non
     assert time.monotonic() - started_s >= 0.1
 
 
+BUSY_TILL_S, IDLE_S = 0.5, 0.3
+
+
+def busy_then_idle() -> float:
+    """Seconds until a connection is closed that asks as long as BUSY_TILL_S, with pauses shorter than its idle time."""
+    started_s, pieces = time.monotonic(), [posted("/else"), b""] * 25  # 10 ms apart
+    conversation(FullHouse(), *pieces, keep_alive_s=IDLE_S)
+    return time.monotonic() - started_s
+
+
+def test_the_idle_time_is_that_since_the_last_answer() -> None:
+    assert busy_then_idle() >= BUSY_TILL_S + 0.9 * IDLE_S
+
+
+def test_without_a_second_look_the_first_idle_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "_look_idle", lambda one: one.transport.close())
+    with pytest.raises((AssertionError, ConnectionError)):
+        assert busy_then_idle() >= BUSY_TILL_S + 0.9 * IDLE_S
+
+
 def test_the_idle_time_ends_with_the_next_request_in_the_same_bytes() -> None:
     found = conversation(FullHouse(), posted("/rank") + posted("/slow"), keep_alive_s=0.05, until=b"ok")
     assert found.endswith(b"ok")
@@ -185,9 +205,45 @@ def test_without_forgetting_the_idle_time_the_next_answer_is_cut_off(monkeypatch
 
 
 def begin_without_forgetting(protocol: GuardedProtocol) -> None:
-    protocol._in_headers = True
-    protocol._expect_message()
+    protocol._in_headers = protocol._is_arriving = True
     super(GuardedProtocol, protocol).on_message_begin()
+
+
+AT_ONCE = 200
+
+
+def test_of_many_requests_in_one_breath_the_first_are_answered_and_the_connection_ends() -> None:
+    found = conversation(NoDoor(), posted("/else") * AT_ONCE)
+    assert found.count(b"200 OK") == 1 + module.MOST_WAITING
+    assert found.count(b"connection: close") == 1
+    assert found.rpartition(b"HTTP/1.1 ")[2].count(b"connection: close") == 1, "the last one says so"
+
+
+def test_as_many_as_may_wait_are_all_answered() -> None:
+    n = 1 + module.MOST_WAITING
+    found = conversation(NoDoor(), posted("/else") * n, posted("/else", b"{}", "connection: close"))
+    assert found.count(b"200 OK") == n + 1
+
+
+def test_without_a_limit_all_of_them_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 10_000)
+    found = conversation(NoDoor(), posted("/else") * AT_ONCE + posted("/else", b"{}", "connection: close"))
+    assert found.count(b"200 OK") == AT_ONCE + 1
+
+
+@pytest.mark.parametrize("at", range(8_150, 8_250, 7))
+def test_a_header_behind_much_else_in_one_read_is_not_too_large(at: int) -> None:
+    """Wherever the bytes are cut that one message's headers may have."""
+    first = posted("/else", b"x" * (at - 60))
+    found = conversation(NoDoor(), first + posted("/else") + posted("/else", b"{}", "connection: close"))
+    assert found.count(b"200 OK") == 3
+
+
+@pytest.mark.parametrize(("first", "n_answered", "n_refused"), [(b"", 0, 1), (posted("/else"), 1, 0)])
+def test_a_header_that_has_no_end_is_too_large(first: bytes, n_answered: int, n_refused: int) -> None:
+    found = conversation(NoDoor(), first + b"GET /else HTTP/1.1\r\nhost: service\r\nx-a: " + b"x" * 20_000)
+    assert (found.count(b"200 OK"), found.count(b"431 ")) == (n_answered, n_refused)
+    assert b"connection: close" in found
 
 
 def test_without_a_door_everyone_comes_in() -> None:
@@ -275,7 +331,7 @@ def last_answer_stays_open_s(receive_timeout_s: float) -> float:
     config = GuardedConfig(answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False)
     config.guards = Guards(8_192, receive_timeout_s, 100)
     config.load()
-    state, door = ServerState(), FullHouse((b"connection", b"close"), (b"x-large", b"x" * 4_000_000))
+    state, door = ServerState(), FullHouse(b"x-large: %s\r\n" % (b"x" * 4_000_000), is_last=True)
 
     async def main() -> float:
         loop, taken = asyncio.get_running_loop(), list[GuardedProtocol]()

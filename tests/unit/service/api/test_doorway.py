@@ -146,7 +146,7 @@ def test_what_a_server_is_told_before_it_makes_anything(
     door = Doorway(overloaded.app, replace(parts, settings=parts.settings.model_copy(update={"admin_port": 9000})))
     found = door.turn_away(method, target, [(b"x-request-id", b"mine")], port)
     assert (found is not None) == is_refused
-    assert found is None or (b"x-request-id", b"mine") in found.headers
+    assert found is None or (b"x-request-id", b"mine") in found.headers()
 
 
 def test_the_lifespan_hands_the_door_to_the_server(bundle: Bundle) -> None:
@@ -294,6 +294,28 @@ def test_where_one_tenant_has_keys_the_door_looks_for_none(
 
 @pytest.mark.parametrize(("status", "line"), [(503, b"503 Service Unavailable"), (429, b"429 Too Many Requests")])
 def test_a_refusal_is_written_whole(status: int, line: bytes) -> None:
-    answer, is_last = Refusal([(b"content-length", b"2")], b"no", status).written([(b"server", b"x")], may_stay=True)
-    assert answer == b"HTTP/1.1 " + line + b"\r\nserver: x\r\ncontent-length: 2\r\n\r\nno"
-    assert not is_last
+    refusal = Refusal(status, b"content-length: 2\r\n", b"no")
+    start = b"HTTP/1.1 " + line + b"\r\nserver: x\r\ncontent-length: 2\r\n"
+    assert refusal.written([(b"server", b"x")], may_stay=True) == (start + b"\r\nno", False)
+    assert refusal.written([(b"server", b"x")], may_stay=False) == (start + b"connection: close\r\n\r\nno", True)
+
+
+@pytest.mark.parametrize("request_id", ['"', "\\", "%s", "100%", "{}", "plain"])
+def test_an_id_of_any_characters_stays_one(overloaded: Client, request_id: str) -> None:
+    answer = overloaded.rank(trigger="i0", request_id=request_id)
+    assert answer.json()["request_id"] != request_id, "the body's id is not read here"
+    answer = overloaded("POST", "/v1/rank", json={"trigger": "i0"}, headers={"x-request-id": request_id})
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == request_id
+
+
+def test_a_refusal_at_the_door_says_what_one_behind_it_says(
+    overloaded: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"json": {"trigger": "i0"}, "headers": {"x-request-id": "mine"}}
+    at_the_door = overloaded("POST", "/v1/rank", **asked)
+    monkeypatch.setattr(Doorway, "refusal", lambda *_: None)
+    behind_it = overloaded("POST", "/v1/rank", **asked)
+    assert at_the_door.json() == behind_it.json()
+    assert {*at_the_door.headers} <= {*behind_it.headers}
+    for name in ("content-type", "content-length", "retry-after", "x-request-id", "cache-control"):
+        assert at_the_door.headers[name] == behind_it.headers[name]
