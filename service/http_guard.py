@@ -9,7 +9,7 @@ and writes its refusal itself. Works on bytes and timers alone: httptools parses
 import asyncio
 import functools
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ RESTING = "resting"  # where the connections of one server find each other
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 FREELY_TURNED_AWAY = 3  # times in a row; who asks on without waiting is made to wait, or its refusals eat the service
 PAUSE_S = 0.005  # so that a refusal is still told at once, and four who ask in circles get at most 800 a second
+TICK_S = 0.001
 FIRST_REQUEST_S = 0.25  # what a connection taken just before a stop has for its first request
 MOST_WAITING = 16  # requests behind one that is being answered: a read may hold thousands, which hold up all others
 FRAMING_PER_BODY_BYTE = 8  # a body in chunks of one byte each is framed by five
@@ -87,24 +88,27 @@ class GuardedConfig(uvicorn.Config):
 
 
 class Resting:
-    """Connections that are made to wait, until one moment for all: a timer for each would be most of a refusal's cost.
+    """Connections that are made to wait PAUSE_S each, by one timer: one for each would be most of a refusal's cost.
 
-    So nobody waits longer than PAUSE_S, and who asks on and on is read once in as long.
+    It ends the rest of those whose time is over, and is set for the next no sooner than TICK_S later: so few at once
+    that all else the loop has to do gets its turn between them.
     """
 
     def __init__(self) -> None:
-        self._there: list[GuardedProtocol] = []
+        self._there: deque[tuple[float, GuardedProtocol]] = deque()
 
     def add(self, one: "GuardedProtocol") -> None:
-        """Reads from this connection again when the moment comes."""
+        """Reads from this connection again when its time is over."""
         if not self._there:
-            one.loop.call_later(PAUSE_S, self._end)
-        self._there.append(one)
+            one.loop.call_later(PAUSE_S, self._tick, one.loop)
+        self._there.append((one.loop.time() + PAUSE_S, one))
 
-    def _end(self) -> None:
-        there, self._there = self._there, []
-        for one in there:
-            one.read_on()
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        while self._there and self._there[0][0] <= now_s:
+            self._there.popleft()[1].read_on()
+        if self._there:
+            loop.call_later(max(TICK_S, self._there[0][0] - now_s), self._tick, loop)
 
 
 class GuardedProtocol(HttpToolsProtocol):

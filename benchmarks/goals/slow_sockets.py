@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -39,12 +39,13 @@ READ_TABLE_EVERY_S = 5.0
 NOT_READING = "does not read"
 ESTABLISHED = "01"
 HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"
-READERS_EACH = 200  # one socket in so many does not read: each makes the server write megabytes first
+READERS_EACH = 500  # one socket in so many does not read: each makes the server write megabytes first
+ASKED = get("/openapi.json") * MOST_WAITING  # as many as may wait; what they answer, the kernel takes seven times
 
 
 @dataclass
 class Slow:
-    """One slow socket; `drip` is sent byte by byte."""
+    """One slow socket; `drip` is what it sends bit by bit."""
 
     number: int
     kind: str
@@ -102,7 +103,8 @@ class Crowd:
             if (one.number + self._tick) % LOOK_EVERY:
                 continue
             if one.peer in self._there if one.kind == NOT_READING else is_open(one.socket):
-                if (one.number + self._tick) // LOOK_EVERY % DRIP_EVERY == 0:
+                turn = (one.number + self._tick) // LOOK_EVERY
+                if turn % DRIP_EVERY == 0 or one.kind == NOT_READING:
                     with contextlib.suppress(OSError):
                         one.socket.send(next(one.drip, b""))
             else:
@@ -229,17 +231,17 @@ def slow_socket(number: int, address: tuple[str, int]) -> Slow:
     found.bind((f"127.0.1.{1 + number // PER_ADDRESS % 250}", 0))
     if number % READERS_EACH == 0:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        kind, first, drip = NOT_READING, get("/openapi.json") * MOST_WAITING, b""
+        kind, first, drip = NOT_READING, ASKED, repeat(ASKED, 12)
     else:
-        kinds = {"silent": (b"", b""), "drips a header": (HEAD, b"x" * 10_000), "stalls": (HEAD + stalled(), b"")}
-        kind = list(kinds)[number % 3]
-        first, drip = kinds[kind]
+        kind = ("silent", "drips a header", "stalls")[number % 3]
+        first = {"silent": b"", "drips a header": HEAD, "stalls": HEAD + stalled()}[kind]
+        drip = repeat(b"x", 10_000 if kind == "drips a header" else 0)
     opened_s = time.monotonic()
     found.connect(address)
     found.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         found.send(first)
-    return Slow(number, kind, found, opened_s, (bytes([byte]) for byte in drip), table_name(found.getsockname()))
+    return Slow(number, kind, found, opened_s, drip, table_name(found.getsockname()))
 
 
 def stalled() -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.goals.__main__ import keep
 from benchmarks.goals.lab import SOAK, Lab
 from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, none_of, not_measured, percentile_ms
-from benchmarks.goals.page import Result, page_of, read_results
+from benchmarks.goals.page import Result, in_order, page_of, read_results
 from benchmarks.goals.suites import SUITES, Suite, read_report
 from benchmarks.goals.table import GOALS
 from tests.chaos.open_loop import Sent, Stream, arrivals
@@ -100,6 +100,11 @@ def test_results_are_kept_by_goal_and_share(tmp_path: Path) -> None:
     assert "| silent | 0 of 2,000 (bound < 0.15 %) | 0 | met |" in text
     assert "not measured: no suite yet" in text
     assert text.count("not measured: not run yet") == len(GOALS) - 2
+
+
+def test_another_network_is_a_share_of_its_own_behind_that_of_the_table() -> None:
+    found = [result("G2", Outcome("as it is", []), share) for share in ("ci", "soak, daian", "soak")]
+    assert [one.share for one in in_order({one.share: one for one in found})] == ["soak", "soak, daian", "ci"]
 
 
 def test_the_table_is_whole() -> None:

@@ -308,6 +308,39 @@ def test_the_wait_ends() -> None:
     assert refusals_heard(20, waits=True) == 20
 
 
+def test_everyone_rests_as_long_and_by_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.05)
+    rested_s, timers = list[float](), list[float]()
+
+    async def main() -> None:
+        loop, resting = asyncio.get_running_loop(), module.Resting()
+        call_later = loop.call_later
+
+        def counted(seconds: float, *what: Any) -> asyncio.TimerHandle:
+            timers.append(seconds)
+            return call_later(seconds, *what)
+
+        monkeypatch.setattr(loop, "call_later", counted)
+
+        class Tired:
+            def __init__(self) -> None:
+                self.loop, self.since_s = loop, loop.time()
+
+            def read_on(self) -> None:
+                rested_s.append(loop.time() - self.since_s)
+
+        for _ in range(3):
+            for _ in range(50):
+                resting.add(Tired())  # type: ignore[arg-type]
+            time.sleep(0.01)
+        while len(rested_s) < 150:
+            await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    assert min(rested_s) >= 0.05
+    assert len([seconds for seconds in timers if seconds != 0.005]) <= 6
+
+
 def test_without_the_wait_it_gets_all_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE_S", 3600.0)
     monkeypatch.setattr(GuardedProtocol, "_slow_down", lambda _: None)
