@@ -112,7 +112,7 @@ SERVED = $(or $(IS_DEMO),$(BUNDLES))
 
 serve: $(READY) | $(SERVED)/current  ## serve BUNDLES, or what the demo made, on 127.0.0.1:8000 (PORT=9000: there) with an embedded Valkey; makes a bundle when there is none
 	@echo "bundles: $(SERVED)$(if $(IS_DEMO), (the demo made them; with its users in the store: make demo ARGS=--serve))"
-	@$(if $(filter command line,$(origin PORT)),DAIAN_PORT=$(PORT)) $(BIN)/daian serve $(SERVED) $(ARGS)
+	@$(if $(filter file,$(origin PORT)),,DAIAN_PORT=$(PORT)) $(BIN)/daian serve $(SERVED) $(ARGS)
 
 load: $(READY) | $(SERVED)/current  ## RATE ranks and clicks a second for LOAD_TIME at PORT; starts the service when none answers
 	@mkdir -p artifacts

@@ -105,10 +105,12 @@ class Resting:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
-        while self._there and self._there[0][0] <= now_s:
-            self._there.popleft()[1].read_on()
-        if self._there:
-            loop.call_later(max(TICK_S, self._there[0][0] - now_s), self._tick, loop)
+        try:
+            while self._there and self._there[0][0] <= now_s:
+                self._there.popleft()[1].read_on()
+        finally:  # whatever befalls one, the others are read again
+            if self._there:
+                loop.call_later(max(TICK_S, self._there[0][0] - now_s), self._tick, loop)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -184,23 +186,27 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect_message()
 
     def _take(self, data: bytes) -> None:
-        """Never more header bytes than allowed; twice as many for a message that began behind another in one read."""
-        while self._in_headers and len(data) > (room := self._guards.max_header_bytes - self._n_header_bytes):
-            head, data, n_whole = data[:room], data[room:], self._n_whole
-            self._feed(head)
-            if self._is_refused or self.transport.is_closing():
-                return
-            if self._in_headers and self._n_whole == n_whole:
+        """Never more header bytes than allowed; twice as many for a message that began behind another in one read.
+
+        In pieces of that size, so that what comes behind a last answer in one read is not looked at to its end.
+        """
+        most = self._guards.max_header_bytes
+        while data:
+            room = most - (self._n_header_bytes if self._in_headers else 0)
+            if room <= 0:
                 self._refuse(HEADERS_TOO_LARGE)
                 return
-            self._n_header_bytes = 0
-        if self._in_headers:
-            self._n_header_bytes += len(data)
-        self._n_framing_bytes += len(data)
-        self._feed(data)
-        most = self._guards.max_header_bytes + FRAMING_PER_BODY_BYTE * self._n_body_bytes
-        if not self._in_headers and self._n_framing_bytes > most and not self._is_refused:
-            self._refuse(HEADERS_TOO_LARGE)  # chunk extensions and trailers have no other end
+            piece, data = data[:room], data[room:]
+            was_in_headers, n_whole = self._in_headers, self._n_whole
+            self._n_framing_bytes += len(piece)
+            self._feed(piece)
+            if self._is_refused or self.transport.is_closing():
+                return
+            if not self._in_headers and self._n_framing_bytes > most + FRAMING_PER_BODY_BYTE * self._n_body_bytes:
+                self._refuse(HEADERS_TOO_LARGE)  # chunk extensions and trailers have no other end
+                return
+            if was_in_headers and self._in_headers and self._n_whole == n_whole:
+                self._n_header_bytes += len(piece)
 
     def _feed(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -214,6 +220,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _stay(self, rest: bytes) -> None:
         """Goes on as if nobody had asked for another protocol: HTTP/2 clients do, and the parser drops their body."""
+        if self._is_refused or self.transport.is_closing():
+            return
         first = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]
         self.parser = httptools.HttpRequestParser(self)
@@ -318,6 +326,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._slow_down()
         else:
             super().on_message_complete()
+            if self.cycle.response_complete:  # answered before its body was in
+                self._be_idle()
 
     def _answered(self, answer: OneWrite) -> None:
         answer.flush()
@@ -331,12 +341,15 @@ class GuardedProtocol(HttpToolsProtocol):
             if self.pipeline:
                 self._start_asgi_task(*self.pipeline.pop())
             else:
-                self._idle_since_s = self.loop.time()
-                if self._idle is None:
-                    self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+                self._be_idle()
         self._answer_taken()
         if self.transport.get_write_buffer_size():
             self._expect_taking()
+
+    def _be_idle(self) -> None:
+        self._idle_since_s = self.loop.time()
+        if self._idle is None and not self.transport.is_closing():
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since_s = None

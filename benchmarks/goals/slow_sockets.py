@@ -1,9 +1,8 @@
 """G12: sockets that say nothing, drip, stall or do not read; everyone else is served as if they were not there.
 
 They come from loopback addresses of their own, each with fewer connections than one address may have. That the server
-closed one is told to the socket itself, but for those that do not read: of them it is read from the kernel's table of
-its side, seldom, for that table also has all that were closed within the last minute, and reading it holds up the
-network of everybody. They live in a process of their own, which takes what nobody else wants of its core, and come and
+closed one is told to the socket itself: who does not read has sent more than the server read, so its end is a reset.
+They live in a process of their own, which takes what nobody else wants of its core, and come and
 go and drip one after the other, as slowhttptest's do: what is asked is what it costs that they are there, and a
 thousand that move within one millisecond are a load test. Called by `__main__.py`.
 """
@@ -12,6 +11,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import select
 import socket
 import time
 from collections import Counter
@@ -19,11 +19,10 @@ from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, repeat
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Literal
 
 from benchmarks.goals.lab import PATIENT, Lab
-from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, percentile_ms
+from benchmarks.goals.outcome import Outcome, all_200, at_least, at_most, none_of, percentile_ms
 from benchmarks.goals.overload import patient_stream
 from service.http_guard import MOST_WAITING
 from tests.chaos.open_loop import Sent, get, load_client, open_loop
@@ -35,9 +34,8 @@ LIMIT_S, SLACK_S = 5.0, 0.5  # when they are to be closed, and how late we may s
 TICK_S = 0.02  # in each a part of them is looked at, and a few are opened
 LOOK_EVERY = 10  # ticks, for each of them
 DRIP_EVERY = 5  # looks
-READ_TABLE_EVERY_S = 5.0
 NOT_READING = "does not read"
-ESTABLISHED = "01"
+KINDS = ("silent", "drips a header", "stalls", NOT_READING)
 HEAD = b"POST /v1/rank HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"
 READERS_EACH = 500  # one socket in so many does not read: each makes the server write megabytes first
 ASKED = get("/openapi.json") * MOST_WAITING  # as many as may wait; what they answer, the kernel takes seven times
@@ -52,7 +50,14 @@ class Slow:
     socket: socket.socket
     opened_s: float
     drip: Iterator[bytes]
-    peer: str  # as the kernel's table of connections names it
+
+    def is_open(self) -> bool:
+        """Whether the other side has not ended it."""
+        if self.kind != NOT_READING:
+            return has_no_end(self.socket)
+        hung_up = select.poll()
+        hung_up.register(self.socket, 0)
+        return not hung_up.poll(0)
 
 
 @dataclass
@@ -67,8 +72,7 @@ class Crowd:
     _number: Iterator[int] = field(default_factory=count)
     _tick: int = 0
     _filled_s: float = field(default_factory=time.monotonic)
-    _there: set[str] = field(default_factory=set)
-    _table_read_s: float = 0.0
+    _fewest: int | None = None
     _outlived_s: float = 0.0  # of those that were still there when the crowd left
 
     def fill(self) -> None:
@@ -85,6 +89,12 @@ class Crowd:
             self.look()
             self.fill()
 
+    def live(self) -> None:
+        """One tick of a crowd that is there."""
+        self.look()
+        self.fill()
+        self._fewest = min(len(self.open), self.n if self._fewest is None else self._fewest)
+
     @property
     def _all_within_s(self) -> float:
         return 0.8 * self.limit_s
@@ -97,12 +107,11 @@ class Crowd:
     def look(self) -> None:
         """Sends the next byte of some whose turn it is, and sorts out which of them the server has closed."""
         now_s, gone = time.monotonic(), []
-        self._read_table(now_s)
         self._tick += 1
         for one in self.open:
             if (one.number + self._tick) % LOOK_EVERY:
                 continue
-            if one.peer in self._there if one.kind == NOT_READING else is_open(one.socket):
+            if one.is_open():
                 turn = (one.number + self._tick) // LOOK_EVERY
                 if turn % DRIP_EVERY == 0 or one.kind == NOT_READING:
                     with contextlib.suppress(OSError):
@@ -113,14 +122,6 @@ class Crowd:
                 gone.append(one.number)
         if gone:
             self.open = [one for one in self.open if one.number not in gone]
-
-    def _read_table(self, now_s: float) -> None:
-        """Which connections the server has open: all of ours, as far as we know, but where the table is new."""
-        if now_s - self._table_read_s < READ_TABLE_EVERY_S:
-            self._there |= {one.peer for one in self.open if one.opened_s > self._table_read_s}
-        else:
-            self._table_read_s = now_s
-            self._there = established(self.address[1])
 
     def leave(self) -> None:
         """Opens no more, watches until the server has closed those that do not send, and closes the others itself."""
@@ -146,15 +147,16 @@ class Crowd:
         """The longest life is that of any, over or not; who does not read is waited for only once buffers are full."""
         over = (seconds for kind, seconds in self.lived_s if kind != NOT_READING)
         oldest_s = max(self._oldest_s(), self._outlived_s, *over)
-        return Told(Counter(kind for kind, _ in self.lived_s), oldest_s)
+        return Told(Counter(kind for kind, _ in self.lived_s), oldest_s, self._fewest or 0)
 
 
 @dataclass(frozen=True)
 class Told:
-    """How many of each kind were closed, and the longest life of one that does not send."""
+    """How many of each kind were closed, the longest life of one that does not send, and how many were there always."""
 
     closed: Counter[str]
     oldest_s: float
+    fewest: int
 
 
 Order = Literal["live", "stay", "leave", "end"]
@@ -166,8 +168,7 @@ def _serve(orders: Connection, crowd: Crowd) -> None:
     order: Order = "stay"
     while order != "end":
         if not orders.poll(TICK_S if order == "live" else None):
-            crowd.look()
-            crowd.fill()
+            crowd.live()
             continue
         order = orders.recv()
         if order == "live":
@@ -202,8 +203,8 @@ class CrowdApart:
         self._orders.close()
 
 
-def is_open(one: socket.socket) -> bool:
-    """Whether the other side has not ended it; what it wrote is read and dropped."""
+def has_no_end(one: socket.socket) -> bool:
+    """Whether the other side has not ended it, by reading; what it wrote is dropped."""
     try:
         while one.recv(65_536):
             pass
@@ -214,17 +215,6 @@ def is_open(one: socket.socket) -> bool:
     return False
 
 
-def established(port: int) -> set[str]:
-    """The peers of all connections to a port of this machine that the server has open."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {row[2] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == ESTABLISHED}
-
-
-def table_name(address: tuple[str, int]) -> str:
-    """`127.0.0.1`, 80 -> `0100007F:0050`."""
-    return f"{socket.inet_aton(address[0])[::-1].hex().upper()}:{address[1]:04X}"
-
-
 def slow_socket(number: int, address: tuple[str, int]) -> Slow:
     """One of four kinds, from one of the addresses 127.0.1.1 and on."""
     found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -233,7 +223,7 @@ def slow_socket(number: int, address: tuple[str, int]) -> Slow:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         kind, first, drip = NOT_READING, ASKED, repeat(ASKED, 12)
     else:
-        kind = ("silent", "drips a header", "stalls")[number % 3]
+        kind = KINDS[number % 3]
         first = {"silent": b"", "drips a header": HEAD, "stalls": HEAD + stalled()}[kind]
         drip = repeat(b"x", 10_000 if kind == "drips a header" else 0)
     opened_s = time.monotonic()
@@ -241,7 +231,7 @@ def slow_socket(number: int, address: tuple[str, int]) -> Slow:
     found.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         found.send(first)
-    return Slow(number, kind, found, opened_s, drip, table_name(found.getsockname()))
+    return Slow(number, kind, found, opened_s, drip)
 
 
 def stalled() -> bytes:
@@ -286,7 +276,7 @@ def measure(lab: Lab, limit_s: float = LIMIT_S) -> Outcome:
     closed = ", ".join(f"{n} {kind}" for kind, n in sorted(told.closed.items()))
     how = (
         f"{crowd.n:,} slow sockets, opened again when closed, beside at most {PER_S:g} requests a second; "
-        f"{len(found)} pairs without and with; closed: {closed}"
+        f"{len(found)} pairs without and with, never fewer than {told.fewest:,} of them there; closed: {closed}"
     )
     return Outcome(
         how,
@@ -294,6 +284,7 @@ def measure(lab: Lab, limit_s: float = LIMIT_S) -> Outcome:
             all_200("requests of the others not answered 200", beside_them),
             at_most("the others' p99, of that without slow sockets", ratio, 1.1, "times"),
             at_least("slow sockets that were closed", told.closed.total(), crowd.n, "", "count"),
+            none_of("kinds of them of which none was closed", len({*KINDS} - {*told.closed}), len(KINDS)),
             at_most(
                 f"longest life of one that does not send (seen within {SLACK_S:g} s)",
                 told.oldest_s,

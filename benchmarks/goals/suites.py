@@ -23,6 +23,7 @@ COUNT = re.compile(r"(?P<what>.+): (?P<failed>[\d,]+) of (?P<n>[\d,]+)")
 AT_MOST = re.compile(r"(?P<what>.+): (?P<found>-?[\d.]+|inf) (?P<unit>\S+), at most (?P<limit>[\d.]+)")
 NOTE = "note: "
 LONGEST_S = 14_400
+SAID = 8_000  # characters of a suite that failed
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,15 @@ class Suite:
                    "-o", "junit_family=xunit1",  # the newer family has no properties, and pytest warns, which fails
                    "-p", "no:cacheprovider", "--timeout", str(LONGEST_S)]  # fmt: skip
         ended = subprocess.run(
-            command, cwd=ROOT, env=_environment(environment, lab.sizes == SOAK), capture_output=True, check=False
+            command,
+            cwd=ROOT,
+            env=_environment(environment, lab.sizes == SOAK),
+            capture_output=True,
+            check=False,
+            text=True,
         )
+        if ended.returncode:
+            print(ended.stdout[-SAID:], file=sys.stderr)
         if not report.exists():
             return not_measured(f"the suite did not run (exit {ended.returncode})")
         return read_report(self.goal, report.read_text(), there)

@@ -32,7 +32,7 @@ class Lot:
     n_workers_died: int = 0
     n_served: int = 0
     n_served_5xx: int = 0
-    died: list[str] = field(default_factory=list)
+    died: list[tuple[str, int]] = field(default_factory=list)  # what, and the how manieth it was (from 0)
 
     def add(self, other: "Lot") -> None:
         """Counts what another has counted."""
@@ -49,7 +49,7 @@ class Lot:
             self.n_unforeseen += 1
         elif child != 0:
             self.n_children_died += 1
-            self.died.append(f"child {child} at {self.n}")
+            self.died.append((f"child {child}", self.n - 1))
         elif worker == REFUSED:
             self.n_refused_by_worker += 1
         elif worker in (0, BROKEN):
@@ -57,7 +57,7 @@ class Lot:
             self.n_served_5xx += worker == BROKEN
         else:
             self.n_workers_died += 1
-            self.died.append(f"worker {worker} at {self.n}")
+            self.died.append((f"worker {worker}", self.n - 1))
 
     def told(self) -> str:
         return (

@@ -184,7 +184,10 @@ def with_fitting_hashes(root: Path, folder: Path, n: int) -> Lot:
 
     def part(first: int) -> Lot:
         path = Path(shutil.copytree(root / "daian", folder / str(first) / "daian")) / "v1"
-        return tried(_rehashed(path, range(first, n, n_parts)))
+        numbers = range(first, n, n_parts)
+        found = tried(_rehashed(path, numbers))
+        found.died = [(what, numbers[place]) for what, place in found.died]
+        return found
 
     with ThreadPoolExecutor(n_parts) as threads:
         for found in threads.map(part, range(n_parts)):

@@ -206,7 +206,8 @@ def n_entered(admission: Admission, tenant: str, n: int = 50, deadline_ms: float
     entered = 0
     for _ in range(n):
         with contextlib.suppress(Overloaded, TenantShare):
-            admission.enter(Deadline.after_ms(deadline_ms), "interactive", tenant)
+            still = Deadline.after_ms(deadline_ms, lambda: 0.0)  # a busy machine is not the question
+            admission.enter(still, "interactive", tenant)
             entered += 1
     return entered
 

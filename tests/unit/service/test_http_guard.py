@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
+import httptools
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
@@ -14,10 +16,14 @@ from service import http_guard as module
 from service.door import DOORWAY, Refusal
 from service.http_guard import GuardedConfig, GuardedProtocol, Guards
 
+PATIENCE_S = 60.0
 REQUEST = b"GET / HTTP/1.1\r\nhost: service\r\nconnection: close\r\n\r\n"
 
 
-async def answer(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """Reads no body, but of `/read`."""
+    while scope["path"] == "/read" and (await receive())["more_body"]:
+        pass
     await asyncio.sleep(0.3 if scope["path"] == "/slow" else 0)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -93,12 +99,14 @@ def posted(target: str, body: bytes = b"{}", *lines: str, version: str = "1.1") 
     return "\r\n".join(head).encode() + body
 
 
-def conversation(door: FullHouse, *pieces: bytes, keep_alive_s: float = 5.0, until: bytes = b"") -> bytes:
+def conversation(
+    door: FullHouse, *pieces: bytes, keep_alive_s: float = 5.0, until: bytes = b"", max_header_bytes: int = 8_192
+) -> bytes:
     """What a connection reads that sends these pieces, 10 ms apart: all until the end, or until it ends so."""
     config = GuardedConfig(
         answer, http=GuardedProtocol, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1
     )
-    config.guards = Guards(8_192, 5.0, 100)
+    config.guards = Guards(max_header_bytes, 5.0, 100)
     config.load()
     config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]
     state = ServerState()
@@ -113,7 +121,7 @@ def conversation(door: FullHouse, *pieces: bytes, keep_alive_s: float = 5.0, unt
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.01)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE_S):
                 return await (reader.readuntil(until) if until else reader.read())
         finally:
             writer.close()
@@ -193,6 +201,25 @@ def test_without_a_second_look_the_first_idle_time_ends_it(monkeypatch: pytest.M
         assert busy_then_idle() >= BUSY_TILL_S + 0.9 * IDLE_S
 
 
+def test_one_answered_before_its_body_was_in_is_closed_when_it_stays_idle() -> None:
+    whole = posted("/else", b"x" * 100)
+    assert conversation(NoDoor(), whole[:-50], whole[-50:], keep_alive_s=0.1).endswith(b"ok")
+
+
+def test_without_a_look_behind_the_body_it_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "on_message_complete", end_without_a_look)
+    monkeypatch.setattr(sys.modules[__name__], "PATIENCE_S", 1.0)
+    whole = posted("/else", b"x" * 100)
+    with pytest.raises(TimeoutError):
+        conversation(NoDoor(), whole[:-50], whole[-50:], keep_alive_s=0.1)
+
+
+def end_without_a_look(protocol: GuardedProtocol) -> None:
+    protocol._message_arrived()
+    protocol._in_headers = True
+    super(GuardedProtocol, protocol).on_message_complete()
+
+
 def test_the_idle_time_ends_with_the_next_request_in_the_same_bytes() -> None:
     found = conversation(FullHouse(), posted("/rank") + posted("/slow"), keep_alive_s=0.05, until=b"ok")
     assert found.endswith(b"ok")
@@ -239,11 +266,43 @@ def test_a_header_behind_much_else_in_one_read_is_not_too_large(at: int) -> None
     assert found.count(b"200 OK") == 3
 
 
-@pytest.mark.parametrize(("first", "n_answered", "n_refused"), [(b"", 0, 1), (posted("/else"), 1, 0)])
+@pytest.mark.parametrize(
+    ("first", "n_answered", "n_refused"),
+    [
+        (b"", 0, 1),
+        (posted("/else"), 1, 0),
+        (posted("/read", b"x" * 9_000), 1, 0),
+        (posted("/read", b"x" * 90_000), 1, 0),
+    ],
+)
 def test_a_header_that_has_no_end_is_too_large(first: bytes, n_answered: int, n_refused: int) -> None:
     found = conversation(NoDoor(), first + b"GET /else HTTP/1.1\r\nhost: service\r\nx-a: " + b"x" * 20_000)
     assert (found.count(b"200 OK"), found.count(b"431 ")) == (n_answered, n_refused)
     assert b"connection: close" in found
+
+
+def upgrades_behind_a_last_answer() -> bytes:
+    """Each would begin the parser anew inside the one before."""
+    other = b"GET / HTTP/1.1\r\nhost:a\r\nconnection:upgrade\r\nupgrade:h\r\n\r\n"
+    n_free = module.FREELY_TURNED_AWAY + 2
+    return conversation(FullHouse(), posted("/rank") * n_free + other * 800, until=REFUSED, max_header_bytes=1 << 16)
+
+
+def test_behind_a_last_answer_no_other_protocol_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    assert upgrades_behind_a_last_answer() == REFUSED
+    assert not caplog.records
+
+
+def test_otherwise_they_would_have_no_bottom(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(GuardedProtocol, "_stay", stay_anyhow)
+    upgrades_behind_a_last_answer()
+    assert "RecursionError" in caplog.text
+
+
+def stay_anyhow(protocol: GuardedProtocol, rest: bytes) -> None:
+    protocol.parser = httptools.HttpRequestParser(protocol)
+    protocol.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    protocol._feed(b"GET / HTTP/1.1\r\nhost:a\r\n\r\n" + rest)
 
 
 def test_without_a_door_everyone_comes_in() -> None:
