@@ -32,7 +32,7 @@ def is_ready(address: str) -> bool:
 def service_at(address: str, port: int, bundles: Path) -> Iterator[None]:
     """The service that answers at `address`, or one of our own for as long as the block lasts."""
     if is_ready(address):
-        print(f"{address} is ready: loading that one")
+        print(f"{address} is ready: loading that one", flush=True)
         yield
         return
     environment = {

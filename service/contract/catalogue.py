@@ -18,11 +18,13 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64, UInt8, UInt64
 
 from service.contract.errors import SchemaError
 from service.contract.hash_index import HashIndex, hash_values
-from service.contract.mapped_array import content_of, open_array
+from service.contract.mapped_array import all_below, content_of, open_array
 from service.contract.similarity import cosine, norms_of, products_of_pairs, products_with_one, quantise
 
 UNKNOWN_ROW = 0
 _FORMAT = 1
+_ASCII = 127
+_AT_ONCE = 65_536
 
 
 class TextColumn:
@@ -121,6 +123,25 @@ class Catalogue:
             popularity=_with_unknown(popularity if popularity is not None else np.zeros(n_items, np.float32), n_items),
         )
 
+    def _check(self, folder: Path) -> None:
+        """Raises SchemaError for arrays by which a look-up would fail later, in the middle of a request."""
+        n_rows = len(self.norms)
+        lengths = {"ids.offsets": len(self._id_offsets) - 1, "ids.rows": len(self.id_hashes), "codes": len(self.codes),
+                   "popularity": len(self.popularity), "ids.hashes": len(self._index.hashes) + 1}  # fmt: skip
+        for name, column in self.columns.items():
+            lengths[f"field.{name}"] = len(column.numbers if isinstance(column, NumberColumn) else column.codes)
+            if isinstance(column, TextColumn) and not all_below(column.codes, len(column.values)):
+                raise SchemaError(f"{folder}/field.{name}.codes.npy names values that its values.json has not")
+        for name, n in lengths.items():
+            if n != n_rows:
+                raise SchemaError(f"{folder}/{name} has {n} rows, norms.npy {n_rows}")
+        offsets, content = self._id_offsets, self._id_bytes
+        if offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
+            raise SchemaError(f"{folder}/ids.offsets.npy does not cut ids.bin into ids")
+        if len(content) and content.max() > _ASCII:
+            for start in range(0, n_rows, _AT_ONCE):
+                self.ids(range(start, min(start + _AT_ONCE, n_rows)))  # what is no text is a ValueError
+
     @property
     def n_items(self) -> int:
         """M, without the unknown item."""
@@ -214,7 +235,7 @@ class Catalogue:
             if description["format"] != _FORMAT:
                 raise SchemaError(f"{folder}: catalogue format {description['format']}, this version reads {_FORMAT}")
             blob = (folder / "ids.bin").stat().st_size
-            return cls(
+            found = cls(
                 index=HashIndex.open(folder / "ids"),
                 # an empty file cannot be mapped; a plain view, for the reason that open_array gives
                 id_bytes=np.asarray(np.memmap(folder / "ids.bin", np.uint8, "r")) if blob else np.empty(0, np.uint8),
@@ -225,6 +246,8 @@ class Catalogue:
                 norms=_mapped(folder, "norms"),
                 popularity=_mapped(folder, "popularity"),
             )
+            found._check(folder)
+            return found
         except (OSError, KeyError, ValueError) as error:
             raise SchemaError(
                 f"{folder} holds no readable catalogue ({error}): write one with Catalogue.save"

@@ -16,7 +16,7 @@ import xxhash
 from jaxtyping import Int64, UInt64
 
 from service.contract.errors import SchemaError
-from service.contract.mapped_array import content_of, open_array
+from service.contract.mapped_array import all_below, content_of, open_array
 
 
 def hash_values(values: Sequence[str | None], count: int) -> UInt64[np.ndarray, " V"]:
@@ -98,8 +98,9 @@ class HashIndex:
 
     @classmethod
     def open(cls, stem: Path) -> "HashIndex":
-        """Maps what save wrote."""
-        return cls(
-            open_array(stem.with_name(stem.name + ".hashes.npy")),
-            open_array(stem.with_name(stem.name + ".positions.npy")),
-        )
+        """Maps what save wrote. Raises SchemaError where a position leads out of the index."""
+        hashes = open_array(stem.with_name(stem.name + ".hashes.npy"))
+        positions = open_array(stem.with_name(stem.name + ".positions.npy"))
+        if hashes.shape != positions.shape or not all_below(positions, len(hashes)):
+            raise SchemaError(f"{stem}.positions.npy has not one place below {len(hashes)} for each hash")
+        return cls(hashes, positions)

@@ -25,3 +25,8 @@ def open_array(path: Path) -> np.ndarray:
 def content_of(array: np.ndarray) -> memoryview:
     """The array's bytes for a digest, without a copy: what every worker copies once stays as holes in its heap."""
     return np.ascontiguousarray(array).data
+
+
+def all_below(places: np.ndarray, n: int) -> bool:
+    """Whether all of these lead into an array of n."""
+    return len(places) == 0 or (int(places.min()) >= 0 and int(places.max()) < n)

@@ -1,5 +1,6 @@
 """Catalogue: built, saved, mapped, looked up."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,52 @@ def test_contradictions_are_refused(arguments: dict[str, object], said: str) -> 
 def test_a_folder_without_a_catalogue_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=str(tmp_path)):
         Catalogue.open(tmp_path)
+
+
+def saved(folder: Path) -> Path:
+    ids = ["a", "b\u00e9", "c"]
+    Catalogue.build(ids, {"brand": ["x", "y", None], "price": [1.0, 2.0, 3.0]}, np.eye(3, dtype=np.float32)).save(
+        folder
+    )
+    return folder
+
+
+def spoil(path: Path, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
+    array = np.load(path) if path.suffix == ".npy" else np.fromfile(path, np.uint8)
+    changed = change(array)
+    array = array if changed is None else changed
+    np.save(path, array) if path.suffix == ".npy" else array.tofile(path)
+
+
+SPOILT: list[tuple[str, Callable[[np.ndarray], np.ndarray | None]]] = [
+    ("ids.positions.npy", lambda array: array.__setitem__(1, 3)),
+    ("ids.positions.npy", lambda array: array.__setitem__(1, -1)),
+    ("ids.positions.npy", lambda array: array[:-1]),
+    ("field.brand.codes.npy", lambda array: array.__setitem__(2, 3)),
+    ("field.brand.codes.npy", lambda array: array.__setitem__(2, -1)),
+    ("field.price.numbers.npy", lambda array: array[:-1]),
+    ("ids.offsets.npy", lambda array: array.__setitem__(2, 99)),
+    ("ids.offsets.npy", lambda array: array.__setitem__(-1, 3)),
+    ("ids.bin", lambda array: array.__setitem__(0, 0xFF)),
+    ("ids.bin", lambda array: array.__setitem__(2, 0x41)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), SPOILT)
+def test_what_would_fail_in_the_middle_of_a_request_is_refused_at_the_start(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray | None]
+) -> None:
+    Catalogue.open(saved(tmp_path))
+    spoil(tmp_path / name, change)
+    with pytest.raises(SchemaError, match=str(tmp_path)):
+        Catalogue.open(tmp_path)
+
+
+def test_without_the_look_a_request_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Catalogue, "_check", lambda *_: None)
+    spoil(saved(tmp_path) / "ids.bin", SPOILT[-1][1])
+    with pytest.raises(UnicodeDecodeError):
+        Catalogue.open(tmp_path).ids([2])
 
 
 def test_ids_come_back_as_they_were_given_from_memory_and_from_disk(tmp_path: Path) -> None:
