@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+NO_FOLDER = "{} is no folder: name the one that `daian export` wrote bundles into"
 DEFAULT_URL = "http://127.0.0.1:8000"
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
 Url = Annotated[str, Parameter(name="--url", help="the running service")]
@@ -365,7 +366,7 @@ def bundle_show(path: Path) -> int:
 def bundle_list(root: Path, *, as_json: Json = False) -> int:
     """List the bundles of a folder; the current one is marked."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder: name the one that `daian export` wrote bundles into")
+        raise FileNotFoundError(NO_FOLDER.format(root))
     current = _current(root)
     rows = [{"name": one.parent.name, "version": one.name, "current": one == current} for one in _bundles(root)]
     if as_json:
@@ -388,14 +389,21 @@ def bundle_promote(root: Path, version: str) -> int:
     version
         Which version.
     """
+    if not root.is_dir():
+        raise FileNotFoundError(NO_FOLDER.format(root))
     matching = [one for one in _bundles(root) if one.name == version]
     if len(matching) != 1:
-        raise FileNotFoundError(f"{root} holds {len(matching)} bundles of that version: `daian bundle list` shows them")
+        found = ", ".join(f"{one.parent.name} {one.name}" for one in matching) or "none"
+        raise FileNotFoundError(
+            f"{root}: one bundle of version {version} is needed, found {found}: see `daian bundle list {root}`"
+        )
     return _point_to(root, matching[0])
 
 
 def bundle_rollback(root: Path) -> int:
     """Make the version before the current one the current one again."""
+    if not root.is_dir():
+        raise FileNotFoundError(NO_FOLDER.format(root))
     current = _current(root)
     siblings = [one for one in _bundles(root) if current is not None and one.parent == current.parent]
     place = siblings.index(current) if current in siblings else 0

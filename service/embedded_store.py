@@ -200,7 +200,7 @@ def _locked(path: Path, message: str) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
-        raise EmbeddedStoreError(f"{message}: stop that one, or name another folder") from error
+        raise EmbeddedStoreError(f"{message}: stop that one, or name another folder (--store-folder)") from error
     return file
 
 

@@ -35,17 +35,26 @@ CONNECTIONS = 4
 WARM_UP_S = 1.0
 LONG_MS = 60_000
 TRIES, PAUSE_S = 60, 0.5
+LEAST_S = 0.1  # of a turn: shorter ones have no answer
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What to measure. `seconds`: of each turn over HTTP."""
+    """What to measure. `seconds`: of each turn over HTTP. Raises BenchError for what cannot be measured."""
 
     candidates: tuple[int, ...] = (100, 500)
     rounds: int = 5
     seconds: float = 3.0
     placement: Placement = ONE_THREAD
+
+    def __post_init__(self) -> None:
+        least = {"candidates": min(self.candidates, default=0), "rounds": self.rounds}
+        for name, n in least.items():
+            if n < 1:
+                raise BenchError(f"{name}: {n} asked for; give 1 or more")
+        if not self.seconds >= LEAST_S:
+            raise BenchError(f"seconds: {self.seconds:g} asked for; give {LEAST_S:g} or more")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from service.bench.bundle import BenchPlan, golden_rows, moved_to_now, request_of, with_candidates
-from service.bench.served import cpu_s, pss_mb, tree
+from service.bench.served import BenchError, cpu_s, pss_mb, tree
 from service.contract.bundle import Bundle
 from tests.small_bundle import N_ITEMS, NOW, make_encoder, write_small_bundle
 
@@ -66,6 +67,21 @@ def test_a_process_tree_is_read_from_proc() -> None:
 
 def test_the_plan_is_what_the_command_says() -> None:
     assert BenchPlan().candidates == (100, 500)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rounds": 0}, "rounds: 0"),
+        ({"candidates": (5, 0)}, "candidates: 0"),
+        ({"candidates": ()}, "candidates: 0"),
+        ({"seconds": 0.0}, "seconds: 0"),
+        ({"seconds": float("nan")}, "seconds: nan"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BenchError, match=said):
+        BenchPlan(**given)
 
 
 @pytest.mark.e2e
