@@ -34,7 +34,7 @@ _ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # the second is what a terminal that
 _REASONS = {
     "explicit_intent": "like the trigger, and so were earlier clicks",
     "similar": "like the trigger",
-    "implicit_intent": "unlike the trigger, fits the earlier clicks",
+    "implicit_intent": "further away, fits the earlier clicks",
     "popular": "no history: what others click",
     "prior": "not scored",
 }
