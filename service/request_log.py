@@ -3,7 +3,8 @@
 The ranker appends after each answer; with clicks joined (`daian data prepare logs`) these rows are tomorrow's training
 input. Off unless `DAIAN_REQUEST_LOG` names a file; tenants other than the main one have files of their own beside it.
 Appending never waits and never fails a ranking: a thread writes, the queue is bounded, and rows that do not fit are
-dropped and counted. An erased user's rows become blank lines in place: whoever reads or appends is not disturbed.
+dropped and counted. An erased user's rows become blank lines in place: whoever reads or appends is not disturbed. All
+who are to be erased while a file is being looked through are looked for together, in the next pass.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -19,6 +21,7 @@ import orjson
 from service.behaviour_codec import MAIN_TENANT, canonical_id
 from service.metrics import Metrics
 
+FEW = 4  # users: for more, reading every row costs less than searching it for each id
 CAPACITY = 10_000  # rows waiting; about 30 MB at 50 behaviours and 20 items each
 _log = logging.getLogger("daian.request_log")
 _Row = tuple[str, Mapping[str, object]]  # tenant and row
@@ -35,6 +38,8 @@ class RequestLog:
         self._dropped = metrics.log_dropped.labels("rank")
         self._entries: queue.Queue[_Entry | None] = queue.Queue(capacity)
         self._writer: threading.Thread | None = None
+        self._to_erase: dict[str, dict[str, asyncio.Future[int]]] = {}  # tenant, user: of the next pass
+        self._passes: dict[str, asyncio.Task[None]] = {}  # tenants whose file is being looked through
 
     @property
     def is_on(self) -> bool:
@@ -66,8 +71,31 @@ class RequestLog:
         if self._path is None or self._writer is None:
             return 0
         await asyncio.sleep(settle_s)
-        await asyncio.to_thread(self._flush)
-        return await asyncio.to_thread(blank_rows, file_of(self._path, tenant), user_id)
+        users = self._to_erase.setdefault(tenant, {})
+        user = canonical_id(user_id)
+        if user not in users:
+            users[user] = asyncio.get_running_loop().create_future()
+            users[user].add_done_callback(_is_heard)
+        found = users[user]
+        if tenant not in self._passes:
+            self._passes[tenant] = asyncio.create_task(self._erase_in_passes(self._path, tenant))
+        return await asyncio.shield(found)
+
+    async def _erase_in_passes(self, path: Path, tenant: str) -> None:
+        """One pass for all who wait, again and again, until nobody does."""
+        try:
+            while users := self._to_erase.pop(tenant, {}):
+                try:
+                    await asyncio.to_thread(self._flush)
+                    n_blanked = await asyncio.to_thread(blank_rows, file_of(path, tenant), users.keys())
+                except Exception as error:  # noqa: BLE001  (whatever it is, each of them is told)
+                    for found in users.values():
+                        found.set_exception(error)
+                else:
+                    for user, found in users.items():
+                        found.set_result(n_blanked[user])
+        finally:
+            del self._passes[tenant]
 
     def close(self) -> None:
         """Writes what is waiting and stops."""
@@ -125,33 +153,40 @@ def file_of(path: Path, tenant: str) -> Path:
     return path if tenant == MAIN_TENANT else path.with_name(f"{path.stem}.{tenant}{path.suffix}")
 
 
-def blank_rows(path: Path, user_id: str) -> int:
-    """Overwrites the user's rows with spaces, in place, and says how many; 0 where there is no file.
+def _is_heard(found: "asyncio.Future[int]") -> None:
+    """An error that nobody waits for any more is no news."""
+    if not found.cancelled():
+        found.exception()
+
+
+def blank_rows(path: Path, users: Collection[str]) -> Counter[str]:
+    """Overwrites the rows of these users (canonical ids) with spaces, in place; how many, by user. None without a file.
 
     Nothing moves, so processes that append to the file meanwhile lose nothing; readers skip blank lines.
     """
-    user, n_blanked, at = canonical_id(user_id), 0, 0
+    n_blanked, at = Counter[str](), 0
     if not path.exists():
-        return 0
+        return n_blanked
+    needles = [orjson.dumps(user) for user in users] if len(users) <= FEW and all(map(str.isascii, users)) else [b""]
     with path.open("r+b") as file:
         for line in file:
-            if line.endswith(b"\n") and _is_of(line, user):
-                os.pwrite(file.fileno(), b" " * (len(line) - 1), at)
-                n_blanked += 1
+            if line.endswith(b"\n") and any(needle in line for needle in needles):
+                user = _user_of(line)
+                if user in users:
+                    os.pwrite(file.fileno(), b" " * (len(line) - 1), at)
+                    n_blanked[user] += 1
             at += len(line)
         os.fsync(file.fileno())
     return n_blanked
 
 
-def _is_of(line: bytes, user: str) -> bool:
-    """Whether a row is this user's, in whatever spelling; only rows that hold the id somewhere are read."""
-    if user.isascii() and orjson.dumps(user) not in line:
-        return False
+def _user_of(line: bytes) -> str:
+    """Whose row this is, in the canonical spelling; "" for a line that is no row of ours."""
     try:
         found = orjson.loads(line)["user"]["user"]
-        return isinstance(found, str) and canonical_id(found) == user
-    except (ValueError, KeyError, TypeError):  # a line that is no row of ours
-        return False
+        return canonical_id(found) if isinstance(found, str) else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _append_whole_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 import unicodedata
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from service import request_log as module
 from service.metrics import Metrics
 from service.request_log import RequestLog, blank_rows, file_of
 
@@ -180,9 +183,87 @@ def test_rows_of_rankings_that_began_before_are_waited_for(tmp_path: Path) -> No
 def test_lines_that_are_no_rows_and_a_line_being_written_are_left_alone(tmp_path: Path) -> None:
     text = 'u1\n{"user": "u1"}\n["u1"]\n{"user": {"user": 1, "u1": "u1"}}\n\n{"user":{"user":"u1"}}'
     (tmp_path / "log").write_text(text)
-    assert blank_rows(tmp_path / "log", "u1") == 0
+    many = {f"u{number}" for number in range(10)}
+    assert blank_rows(tmp_path / "log", {"u1"}) == blank_rows(tmp_path / "log", many) == {}
     assert (tmp_path / "log").read_text() == text
-    assert blank_rows(tmp_path / "none", "u1") == 0
+    assert blank_rows(tmp_path / "none", {"u1"}) == {}
+
+
+N_TO_ERASE = 200
+
+
+def erased_together(log: RequestLog, users: list[str]) -> list[int | BaseException]:
+    async def main() -> list[int | BaseException]:
+        return await asyncio.gather(*(log.erase(user, "main", 0.0) for user in users), return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def test_all_who_wait_are_looked_for_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, passes = RequestLog(tmp_path / "log", Metrics()), list[int]()
+
+    def counted(path: Path, users: Collection[str]) -> Counter[str]:
+        passes.append(len(users))
+        time.sleep(0.05)
+        return blank_rows(path, users)
+
+    monkeypatch.setattr(module, "blank_rows", counted)
+    log.open()
+    users = [f"u{number}" for number in range(N_TO_ERASE)]
+    for user in (*users, *users, "other"):
+        log.append(row(user))
+    assert erased_together(log, [*users, users[0]]) == [2] * (N_TO_ERASE + 1)
+    assert sum(passes) == N_TO_ERASE
+    assert len(passes) <= 3
+    assert erased_together(log, users) == [0] * N_TO_ERASE
+    log.close()
+    assert rows_of(tmp_path / "log") == [row("other")]
+
+
+def test_who_comes_while_a_pass_is_under_way_is_in_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows may have come behind the place that the pass has reached."""
+    log, under_way, go_on = RequestLog(tmp_path / "log", Metrics()), threading.Event(), threading.Event()
+
+    def slow(path: Path, users: Collection[str]) -> Counter[str]:
+        found = blank_rows(path, users)
+        under_way.set()
+        assert go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(module, "blank_rows", slow)
+    log.open()
+
+    async def main() -> list[int]:
+        first = asyncio.create_task(log.erase("u1", "main", 0.0))
+        await asyncio.to_thread(under_way.wait, 60)
+        log.append(row("u1"))
+        second = asyncio.create_task(log.erase("u1", "main", 0.0))
+        await asyncio.sleep(0.05)
+        go_on.set()
+        return [await first, await second]
+
+    assert asyncio.run(main()) == [0, 1]
+    log.close()
+    assert rows_of(tmp_path / "log") == []
+
+
+def test_a_pass_that_fails_is_told_to_each_and_the_next_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RequestLog(tmp_path / "log", Metrics())
+    log.open()
+    log.append(row("u1"))
+
+    def broken(*_: object) -> Counter[str]:
+        raise OSError(5, "the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "blank_rows", broken)
+        assert [type(one) for one in erased_together(log, ["u1", "u2"])] == [OSError, OSError]
+    assert erased_together(log, ["u1", "u2"]) == [1, 0]
+    log.close()
 
 
 def test_appending_goes_on_while_rows_are_blanked(tmp_path: Path) -> None:
