@@ -190,13 +190,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
         In pieces of that size, so that what comes behind a last answer in one read is not looked at to its end.
         """
-        most = self._guards.max_header_bytes
-        while data:
+        most, at = self._guards.max_header_bytes, 0
+        while at < len(data):
             room = most - (self._n_header_bytes if self._in_headers else 0)
             if room <= 0:
                 self._refuse(HEADERS_TOO_LARGE)
                 return
-            piece, data = data[:room], data[room:]
+            piece = data[at : at + room]
+            at += room
             was_in_headers, n_whole = self._in_headers, self._n_whole
             self._n_framing_bytes += len(piece)
             self._feed(piece)

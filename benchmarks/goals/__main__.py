@@ -35,8 +35,9 @@ def main() -> int:
         "--page", type=Path, default=PAGE, help=f"the page to write ({PAGE}); its results lie beside it"
     )
     parser.add_argument("--no-page", action="store_true", help="print only")
-    parser.add_argument("--bundles", type=Path, help="a bundle root to serve in place of the small bundle")
-    parser.add_argument(
+    served = parser.add_mutually_exclusive_group()
+    served.add_argument("--bundles", type=Path, help="a bundle root to serve in place of the small bundle")
+    served.add_argument(
         "--network", choices=("table", "daian"), default="table",
         help="table: the small bundle, whose network costs nothing; daian: the paper's in its sizes, weights drawn",
     )  # fmt: skip

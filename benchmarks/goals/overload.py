@@ -41,8 +41,8 @@ class Overload:
 
     @property
     def goodput(self) -> float:
-        """Answers within the deadline, as a share of the capacity: of the mean of both, for the machine may drift."""
-        capacity_per_s = (self.capacity_per_s + self.capacity_after_per_s) / 2
+        """Answers within the deadline, as a share of the capacity: of the larger one, for a surge may do harm."""
+        capacity_per_s = max(self.capacity_per_s, self.capacity_after_per_s)
         return sum(seconds <= D_S for seconds in self.accepted) / self.seconds / capacity_per_s
 
     @property

@@ -2,9 +2,9 @@
 
 They come from loopback addresses of their own, each with fewer connections than one address may have. That the server
 closed one is told to the socket itself: who does not read has sent more than the server read, so its end is a reset.
-They live in a process of their own, which takes what nobody else wants of its core, and come and
-go and drip one after the other, as slowhttptest's do: what is asked is what it costs that they are there, and a
-thousand that move within one millisecond are a load test. Called by `__main__.py`.
+They live in a process of their own, which takes what nobody else wants of its core, and come and go and drip one after
+the other, as slowhttptest's do: what is asked is what it costs that they are there, and a thousand that move within one
+millisecond are a load test. Called by `__main__.py`.
 """
 
 import asyncio

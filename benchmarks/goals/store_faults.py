@@ -23,7 +23,6 @@ FAULTS = ("refused", "black hole", "1 s slow", "reset")
 RESETS_EVERY_S = 0.2
 WARM_UP_S = 1.0
 WINDOW_S = 0.25
-FEW = 0.1  # of a window's answers
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class Faulted:
 
     @property
     def back_to_normal_s(self) -> float:
-        """Seconds from the end of the fault to the end of the last window that was worse than any before the fault, and
-        than FEW: a burst of arrivals, or a machine that stands still for 20 ms, may cost an answer its history.
+        """Seconds from the end of the fault to the end of the last window with more answers that failed or lacked
+        something than the worst one before the fault: a burst of arrivals alone may cost an answer its history.
         """
-        usual = max(FEW, *_not_whole(self.before).values())
-        late = [window for window, share in _not_whole(self.after).items() if share > usual]
+        usual = max(_not_whole(self.before).values(), default=0)
+        late = [window for window, n in _not_whole(self.after).items() if n > usual]
         return (max(late) + 1) * WINDOW_S if late else 0.0
 
     @property
@@ -49,11 +48,9 @@ class Faulted:
         return sum(bool(one.degraded) for one in self.during) / max(1, len(self.during))
 
 
-def _not_whole(answers: list[Sent]) -> dict[int, float]:
-    """Which share of answers failed or lacked something, by window."""
-    n = Counter(int(one.due_s / WINDOW_S) for one in answers)
-    n_bad = Counter(int(one.due_s / WINDOW_S) for one in answers if one.status != 200 or one.degraded)
-    return {window: n_bad[window] / n[window] for window in n}
+def _not_whole(answers: list[Sent]) -> Counter[int]:
+    """How many answers failed or lacked something, by window."""
+    return Counter(int(one.due_s / WINDOW_S) for one in answers if one.status != 200 or one.degraded)
 
 
 async def begin(proxy: FaultProxy, fault: str) -> None:
