@@ -25,13 +25,14 @@ make chaos ARGS='--only G1,G2,G3 --network daian'
 
 `python -m benchmarks.goals --help` has the rest; [operate.md](operate.md) says what to do when one of these things
 happens. Each measure starts the real service (`daian serve`, its own Valkey), on one core where there are two, with one
-worker thread and a small bundle whose network is a table; the generator has another core. A network that costs nothing
-is the hard case of overload: the capacity is some hundreds of pages a second, and six times that are thousands of
-refusals, each a hundred microseconds of the same core. Shares named *daian* have the paper's network in its sizes, over
-20,000 items, for users without a history. Arrivals are Poisson and wait
-for nobody; times count from the moment a request was due. Capacity is measured first in the same run, and loads are
-multiples of it; answers in time are a share of that or of the capacity after the surge, whichever is larger. *0 of n* means, with 95 % confidence, a rate below 3/n, which stands beside it. Counts hold on any
-machine; times are those of the machine and the load average in the last table. A goal with one figure that was not met
+worker thread and a small bundle whose network is a table; the generator has another core. A network that costs
+nothing is the hard case of overload: the capacity is some hundreds of pages a second, and six times that are
+thousands of refusals, each a hundred microseconds of the same core. Shares named *daian* have the paper's network in
+its sizes, over 20,000 items, for users without a history. Arrivals are Poisson and wait for nobody; times count from
+the moment a request was due. Capacity is measured first in the same run, and loads are multiples of it; answers in
+time are a share of that or of the capacity after the surge, whichever is larger. *0 of n* means, with 95 %
+confidence, a rate below 3/n, which stands beside it. Counts hold on any machine; times are those of the machine and
+the load average in the last table. A goal with one figure that was not met
 is NOT reached.
 """
 
